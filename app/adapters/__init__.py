@@ -1,0 +1,1 @@
+"""The registry: bases, adapters by name, their versions, and /v1/models."""

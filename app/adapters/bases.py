@@ -1,0 +1,51 @@
+"""The base models a request may name: those of the models file, and what can be said at once about any other name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from app.errors import ApiError, BadRequest
+from finetune.config import nearest
+from finetune.exit_codes import StepError
+from finetune.model import catalog
+from finetune.steps import ModelSource
+
+OPENAI_OWN = re.compile(r"(gpt-[345]|chatgpt-|o[1-9](-|$)|davinci|babbage|curie|ada(-|$)|text-)", re.IGNORECASE)
+
+
+def entries(models_file: Path | None) -> dict[str, catalog.Entry]:
+    """The models file as it is now.
+
+    Raises:
+        ApiError: `models_file_unreadable`: the operator's file is broken.
+    """
+    try:
+        return catalog.load(models_file)
+    except StepError as problem:
+        raise ApiError(problem.message, code="models_file_unreadable") from problem
+
+
+def resolve(model: str, known: dict[str, catalog.Entry]) -> ModelSource:
+    """Where the base of a job comes from. A hub id is accepted unseen: FETCH_MODEL finds out.
+
+    Raises:
+        BadRequest: `model_not_found` for a name known to be absent, with the nearest; `unsupported_operation` for `ft:…`.
+    """
+    try:
+        source = catalog.resolve(model, known)
+    except StepError as problem:
+        raise BadRequest(problem.message, code=problem.code.name, param="model") from problem
+    if source.kind == "hub" and source.id not in known and "/" not in source.location:
+        _refuse_absent(source.location, known)
+    return source
+
+
+def _refuse_absent(name: str, known: dict[str, catalog.Entry]) -> None:
+    """A name without an organisation is refused where it can only be a slip or another service's model."""
+    short = {entry.rpartition("/")[2].lower(): entry for entry in known}
+    near = short.get(name.lower()) or short.get(nearest(name.lower(), list(short)) or "")
+    if near is None and OPENAI_OWN.match(name) is None:
+        return
+    hint = f"did you mean {near!r}?" if near else f"bases here are {', '.join(sorted(known))}, or any Hugging Face id."
+    raise BadRequest(f"The model {name!r} does not exist here; {hint}", code="model_not_found", param="model")

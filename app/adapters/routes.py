@@ -1,0 +1,83 @@
+"""/v1/models: the bases of the models file and every fine-tuned model. /v1/adapters: names and their versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.adapters import bases, service
+from app.adapters.schemas import Adapter, AdapterPage, Model, ModelDeleted, ModelList
+from app.auth import Caller, Reader, Writer
+from app.db import Session
+from app.errors import BadRequest, NotFound
+from app.models import AdapterVersion
+from app.pages import page
+from app.settings import Settings
+from finetune.config import nearest
+
+router = APIRouter(prefix="/v1")
+
+BASES_CREATED = 0
+"""A base has no time of its own in the models file."""
+
+
+@router.get("/models", summary="List models", response_model=ModelList, tags=["Models"])
+async def list_models(request: Request, caller: Reader, db: Session) -> Any:
+    """Every model a chat can name: bases first, then fine-tuned models, newest first."""
+    found = await service.versions(db, caller.project_id)
+    return {"data": [*_bases(request), *(_fine_tuned(version, caller) for version in found)]}
+
+
+@router.get("/models/{model:path}", summary="Get a model", response_model=Model, tags=["Models"])
+async def get_model(model: str, request: Request, caller: Reader, db: Session) -> Model:
+    """One model. Its id may hold slashes and colons, escaped or not."""
+    base = next((base for base in _bases(request) if base.id == model), None)
+    version = None if base else await service.find_version(db, caller.project_id, model)
+    if base is None and version is None:
+        raise _unknown(model, request)
+    return base or _fine_tuned(version, caller)  # type: ignore[arg-type]
+
+
+@router.delete(
+    "/models/{model:path}", summary="Delete a fine-tuned model", response_model=ModelDeleted, tags=["Models"]
+)
+async def delete_model(model: str, request: Request, caller: Writer, db: Session) -> ModelDeleted:
+    """Forget a fine-tuned model. Its files stay where they are on S3; if it was promoted, the newest version left is."""
+    if any(base.id == model for base in _bases(request)):
+        raise BadRequest(
+            f"{model} is a base of the models file; only ft: models can be deleted.", code="unsupported_operation"
+        )
+    if not await service.delete_version(db, caller.project_id, model):
+        raise _unknown(model, request)
+    return ModelDeleted(id=model)
+
+
+@router.get("/adapters", summary="List adapters", response_model=AdapterPage, tags=["Adapters"])
+async def list_adapters(caller: Reader, db: Session) -> Any:
+    """The project's named adapters, each with its versions."""
+    return page([Adapter.of(row, found) for row, found in await service.listed(db, caller.project_id)], False)
+
+
+@router.get("/adapters/{name}", summary="Get an adapter", response_model=Adapter, tags=["Adapters"])
+async def get_adapter(name: str, caller: Reader, db: Session) -> Adapter:
+    """One adapter with its versions, newest first."""
+    return Adapter.of(*await service.find(db, caller.project_id, name))
+
+
+def _bases(request: Request) -> list[Model]:
+    settings: Settings = request.app.state.settings
+    return [
+        Model(id=name, created=BASES_CREATED, owned_by=name.partition("/")[0] if "/" in name else "llamaflow")
+        for name in bases.entries(settings.models_file)
+    ]
+
+
+def _fine_tuned(version: AdapterVersion, caller: Caller) -> Model:
+    return Model(id=version.model, created=int(version.created_at.timestamp()), owned_by=caller.project_name)
+
+
+def _unknown(model: str, request: Request) -> NotFound:
+    near = nearest(model, [base.id for base in _bases(request)])
+    hint = f"Did you mean {near!r}?" if near else "GET /v1/models lists what there is."
+    return NotFound(f"The model {model!r} does not exist here. {hint}", code="model_not_found", param="model")

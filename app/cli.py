@@ -1,0 +1,89 @@
+"""The command line `llamaflow`: runs the service or its parts, and talks to a running one.
+
+Imports each part only when its command runs, so that `--help` is quick and the API never loads what it does not need.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from app.jobs.cli import jobs
+from app.settings import get_settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llamaflow", prog_name="llamaflow")
+def main() -> None:
+    """LlamaFlow: fine-tuning as a service."""
+
+
+main.add_command(jobs)
+
+
+@main.command()
+def up() -> None:
+    """Run the whole embedded service in the foreground: Postgres, S3 server, API, worker, inference engine."""
+    from app.embedded import supervisor
+
+    sys.exit(supervisor.main(get_settings()))
+
+
+@main.command()
+def demo() -> None:
+    """Show one real job from a dataset on S3 to better answers, in a few minutes."""
+    from app.demo import run
+
+    sys.exit(run.main(get_settings()))
+
+
+@main.command()
+@click.option("--host", help="Address to bind; default LLAMAFLOW_HOST.")
+@click.option("--port", type=int, help="Port; default LLAMAFLOW_PORT.")
+def serve(host: str | None, port: int | None) -> None:
+    """Run the HTTP API alone."""
+    from app import main as api
+
+    settings = get_settings()
+    sys.exit(
+        api.serve(
+            settings.model_copy(update={"host": host or settings.host, "port": settings.port if port is None else port})
+        )
+    )
+
+
+@main.command()
+def worker() -> None:
+    """Run a worker alone: it claims jobs, runs pipelines, delivers callbacks."""
+    from app.worker.__main__ import main as work
+
+    sys.exit(work())
+
+
+@main.command()
+def engine() -> None:
+    """Run the embedded inference engine alone, at LLAMAFLOW_ENGINE_URL."""
+    from app.embedded import engine as embedded
+
+    sys.exit(embedded.run_foreground(get_settings()))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database at LLAMAFLOW_DATABASE_URL to the newest schema."""
+    import migrations
+
+    migrations.upgrade(get_settings().sqlalchemy_url)
+    click.echo("The database is at the newest schema.")
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def nextflow(arguments: tuple[str, ...]) -> None:
+    """Run the embedded Nextflow, such as `llamaflow nextflow run pipeline/main.nf --input s3://…`."""
+    from app.nextflow import process
+
+    sys.exit(process.run_nextflow(get_settings(), list(arguments)))

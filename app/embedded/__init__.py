@@ -1,0 +1,1 @@
+"""The one-machine defaults: Postgres, S3 server and engine as child processes under one supervisor (`llamaflow up`)."""

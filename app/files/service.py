@@ -1,0 +1,104 @@
+"""Files: rows that name objects on S3. Reads and writes the table only; the bytes are upload.py's and storage.py's."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Caller
+from app.errors import BadRequest, NotFound
+from app.models import File, Project, new_id
+from app.pages import cut, unknown_cursor
+
+
+async def add(
+    db: AsyncSession,
+    caller: Caller,
+    *,
+    filename: str,
+    purpose: str,
+    size: int,
+    uri: str,
+    etag: str | None,
+    sha256: str | None = None,
+    owned: bool,
+    id: str | None = None,
+) -> File:
+    """Record an object as a file, ready to be used.
+
+    Args:
+        owned: It was uploaded through the service, so that it is deleted with its row.
+        id: Of a file whose object lies below that id already.
+    """
+    row = File(
+        id=id or new_id("file-"), project_id=caller.project_id, filename=filename, purpose=purpose, bytes=size,
+        uri=uri, etag=etag, sha256=sha256, owned=owned, status="processed",
+    )  # fmt: skip
+    db.add(row)
+    await db.flush()
+    return row
+
+
+async def find(db: AsyncSession, caller: Caller, file_id: str) -> File:
+    """A file of the caller's project.
+
+    Raises:
+        NotFound: `file_not_found`.
+    """
+    row = await db.get(File, file_id)
+    if row is None or row.project_id != caller.project_id:
+        raise NotFound(f"There is no file {file_id!r}.", code="file_not_found")
+    return row
+
+
+async def dataset(db: AsyncSession, caller: Caller, file_id: str, *, param: str) -> File:
+    """A file that a job may train on.
+
+    Raises:
+        BadRequest: `file_not_found`; `invalid_value` for a file of another purpose.
+    """
+    try:
+        row = await find(db, caller, file_id)
+    except NotFound as problem:
+        raise BadRequest(f"There is no file {file_id!r}.", code="file_not_found", param=param) from problem
+    if row.purpose != "fine-tune":
+        raise BadRequest(
+            f"The file {file_id} has the purpose {row.purpose!r}; a dataset needs 'fine-tune'.",
+            code="invalid_value",
+            param=param,
+        )
+    return row
+
+
+async def listed(
+    db: AsyncSession, caller: Caller, *, after: str | None, limit: int, order: str, purpose: str | None
+) -> tuple[list[File], bool]:
+    """A page of the project's files, and whether there are more.
+
+    Args:
+        order: `asc` or `desc` by creation.
+    """
+    key = tuple_(File.created_at, File.id)
+    query = select(File).where(File.project_id == caller.project_id)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    if after is not None:
+        last = await db.get(File, after)
+        if last is None or last.project_id != caller.project_id:
+            raise unknown_cursor(after)
+        mark = tuple_(last.created_at, last.id)
+        query = query.where(key > mark if order == "asc" else key < mark)
+    by = (File.created_at.asc(), File.id.asc()) if order == "asc" else (File.created_at.desc(), File.id.desc())
+    return cut((await db.execute(query.order_by(*by).limit(limit + 1))).scalars().all(), limit)
+
+
+async def delete(db: AsyncSession, caller: Caller, file_id: str) -> None:
+    """Remove a file's row."""
+    await db.delete(await find(db, caller, file_id))
+    await db.flush()
+
+
+async def allowed_prefixes(db: AsyncSession, caller: Caller, default: list[str]) -> list[str]:
+    """The S3 prefixes a project may name: its own list, else the setting's."""
+    project = await db.get_one(Project, caller.project_id)
+    return project.path_allow if project.path_allow is not None else default

@@ -1,0 +1,1 @@
+"""Jobs: their routes, shapes, states, checks, logs and command line."""

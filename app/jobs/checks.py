@@ -1,0 +1,111 @@
+"""What can be known wrong about a job before it is accepted: paths, files, model, callback target. Costs one look at S3, 3 s at most.
+
+Asks S3 and the name service; writes nothing. What needs the data itself is found by the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.adapters import bases
+from app.auth import Caller
+from app.errors import BadRequest, Unavailable
+from app.files import paths
+from app.files import service as files
+from app.files.storage import Storage
+from app.jobs.schemas import JobCreate
+from app.settings import Settings
+from app.webhooks import target
+from finetune.config import unsupported
+from finetune.steps import ModelSource
+
+S3_SECONDS = 3.0
+
+Look = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found on the way: the base, and what the user should be warned of."""
+
+    base: ModelSource
+    warnings: list[str]
+
+
+async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: Storage, settings: Settings) -> Checked:
+    """Check a job as far as it can be done now.
+
+    Raises:
+        BadRequest: The first thing that is wrong.
+        Unavailable: `s3_unavailable`.
+    """
+    if refused := unsupported(body):
+        raise BadRequest(refused[1], code="unsupported_operation", param=refused[0])
+    prefixes = await files.allowed_prefixes(db, caller, settings.path_allow)
+    allow = partial(paths.allow, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id)
+    allow(body.output.path, param="output.path")
+    base = bases.resolve(body.model, bases.entries(settings.models_file))
+    looks: list[Look] = []
+    if body.model.startswith("s3://") and base.kind == "s3":
+        looks.append(partial(_model_is_there, storage, allow(base.location, param="model")))
+    for param in ("training_file", "validation_file"):
+        named: str | None = getattr(body, param)
+        if named is None:
+            continue
+        if named.startswith("file-"):
+            await files.dataset(db, caller, named, param=param)
+        elif named.startswith("s3://"):
+            looks.append(partial(_object_is_there, storage, allow(named, param=param), param))
+        else:
+            raise BadRequest(
+                f"{param} must be the id of a file (file-…) or an S3 address (s3://bucket/key), not {named[:80]!r}",
+                code="invalid_value",
+                param=param,
+            )
+    warnings = await _callback(body.callback_url, settings.webhook_allow)
+    await _look(looks)
+    return Checked(base, warnings)
+
+
+async def _callback(url: str | None, allow: list[str]) -> list[str]:
+    if url is None:
+        return []
+    found = await target.check(url, allow)
+    if found.addresses:
+        return []
+    return [
+        f"The host of callback_url, {found.host}, does not resolve now; it is tried again when the callback is due."
+    ]
+
+
+async def _look(looks: list[Look]) -> None:
+    """Wait for what S3 says, all of it within S3_SECONDS."""
+    try:
+        async with asyncio.timeout(S3_SECONDS):
+            await asyncio.gather(*(look() for look in looks))
+    except TimeoutError:
+        raise Unavailable(
+            f"S3 did not answer within {S3_SECONDS:.0f} s. Try again in a moment.", code="s3_unavailable", retry_after=5
+        ) from None
+
+
+async def _object_is_there(storage: Storage, uri: str, param: str) -> None:
+    if not uri.endswith("/"):
+        await storage.head(uri, param=param)
+    elif not await storage.some(uri, param=param):
+        raise BadRequest(f"There is no object below {uri}.", code="file_not_found", param=param)
+
+
+async def _model_is_there(storage: Storage, prefix: str) -> None:
+    try:
+        await storage.head(prefix + "config.json", param="model")
+    except BadRequest as problem:
+        if problem.code != "file_not_found":
+            raise
+        message = f"There is no model at {prefix}: config.json is not there."
+        raise BadRequest(message, code="model_not_found", param="model") from problem

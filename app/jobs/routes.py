@@ -1,0 +1,143 @@
+"""/v1/fine_tuning/jobs: create, list, get, cancel, checkpoints, stages, logs. Events have their own file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.adapters import service as adapters
+from app.auth import Reader, Writer
+from app.db import Database, Session
+from app.errors import BadRequest
+from app.jobs import checks, logs, schemas, service, view
+from app.models import Job
+from app.pages import After, limit, page
+from app.settings import Settings
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning jobs"])
+
+METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="The same key and body within 24 h answer the same job; another body is a 409.", max_length=255),
+]
+RetryCount = Annotated[int, Header(alias="x-stainless-retry-count", include_in_schema=False)]
+
+
+@router.post("/jobs", summary="Create a job", response_model=schemas.Job, status_code=201)
+async def create_job(
+    body: schemas.JobCreate,
+    caller: Writer,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+    retry_count: RetryCount = 0,
+) -> schemas.Job:
+    """Fine-tune a model on a dataset. Answers at once; follow the job by its events, or wait for the callback."""
+    database: Database = request.app.state.database
+    settings: Settings = request.app.state.settings
+    key = idempotency_key or None
+    async with request.app.state.creating, database.transaction() as db:
+        job = await service.earlier(db, caller, body, key=key, retried=retry_count > 0)
+        if job is not None:
+            response.headers["idempotent-replayed"] = "true"
+            return (await _shown(db, [job]))[0]
+        checked = await checks.at_once(db, caller, body, request.app.state.storage, settings)
+        return view.job(await service.create(db, caller, body, checked, key=key), None, None)
+
+
+@router.get("/jobs", summary="List jobs", response_model=schemas.JobPage)
+async def list_jobs(
+    request: Request, caller: Reader, db: Session, after: After = None, limit: int = limit(20, 1000)
+) -> Any:
+    """The project's jobs, newest first. `metadata[key]=value` keeps those that have the pair, `metadata=null` those without any."""
+    rows, more = await service.listed(db, caller, after=after, limit=limit, metadata=_metadata(request))
+    return page(await _shown(db, rows), more)
+
+
+@router.get("/jobs/{job_id}", summary="Get a job", response_model=schemas.Job)
+async def get_job(
+    job_id: str, caller: Reader, db: Session, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """One job. With `If-None-Match` an unchanged one is a 304."""
+    answer = JSONResponse((await _shown(db, [await service.find(db, caller, job_id)]))[0].model_dump(mode="json"))
+    etag = f'"{hashlib.sha256(answer.body).hexdigest()[:32]}"'
+    if if_none_match is not None and etag in re.findall(r'"[^"]*"', if_none_match):
+        return Response(status_code=304, headers={"etag": etag})
+    answer.headers["etag"] = etag
+    return answer
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=schemas.Job)
+async def cancel_job(job_id: str, caller: Writer, db: Session) -> schemas.Job:
+    """Ask for a job to end. It is `cancelled` at once, or as soon as its run has stopped; nothing of it is kept."""
+    return (await _shown(db, [await service.cancel(db, caller, job_id)]))[0]
+
+
+@router.get("/jobs/{job_id}/checkpoints", summary="List checkpoints", response_model=schemas.CheckpointPage)
+async def list_checkpoints(
+    job_id: str, caller: Reader, db: Session, after: After = None, limit: int = limit(10, 1000)
+) -> Any:
+    """A job's checkpoints, newest first."""
+    job = await service.find(db, caller, job_id)
+    rows, more = await service.checkpoints(db, job, after=after, limit=limit)
+    return page([view.checkpoint(row, job, caller.project_name) for row in rows], more)
+
+
+@router.get("/jobs/{job_id}/stages", summary="List stages", response_model=schemas.StagePage)
+async def list_stages(job_id: str, caller: Reader, db: Session) -> Any:
+    """The tasks of a job's runs, oldest first, each attempt of its own."""
+    rows = await service.stages(db, await service.find(db, caller, job_id))
+    return page([view.stage(row, run) for row, run in rows], False)
+
+
+@router.get("/jobs/{job_id}/logs", summary="Read logs", response_class=PlainTextResponse)
+async def read_logs(
+    job_id: str,
+    caller: Reader,
+    request: Request,
+    db: Session,
+    stage: Annotated[str | None, Query(description="Such as FINE_TUNE.")] = None,
+    tail: Annotated[int | None, Query(description="Only so many lines of the end.", ge=1, le=100_000)] = None,
+) -> PlainTextResponse:
+    """A job's log as text: of one stage, or of Nextflow and every stage; the last MiB at most."""
+    job = await service.find(db, caller, job_id)
+    settings: Settings = request.app.state.settings
+    runs, stages = await service.runs_of(db, job), await service.stages(db, job)
+    return PlainTextResponse(
+        await asyncio.to_thread(logs.read, settings.runs / job.id, runs, stages, stage=stage, tail=tail)
+    )
+
+
+@router.post("/jobs/estimate", include_in_schema=False)
+@router.post("/jobs/{job_id}/pause", include_in_schema=False)
+@router.post("/jobs/{job_id}/resume", include_in_schema=False)
+@router.post("/jobs/{job_id}/retry", include_in_schema=False)
+@router.api_route("/sweeps", methods=["GET", "POST"], include_in_schema=False)
+async def not_yet(caller: Reader) -> None:
+    """What clients may ask for and a later version offers."""
+    raise BadRequest(
+        "This is not offered yet. Jobs can be created, listed, read and cancelled; see docs/roadmap.md.",
+        code="unsupported_operation",
+    )
+
+
+async def _shown(db: AsyncSession, rows: list[Job]) -> list[schemas.Job]:
+    """Jobs with what else clients see of them."""
+    ids = [row.id for row in rows]
+    named, runs = await adapters.of_jobs(db, ids), await service.runs(db, ids)
+    return [view.job(row, named.get(row.id), runs.get(row.id)) for row in rows]
+
+
+def _metadata(request: Request) -> dict[str, str] | None:
+    """`metadata[k]=v` pairs of the query; None for `metadata=null`."""
+    pairs = request.query_params.multi_items()
+    if ("metadata", "null") in pairs:
+        return None
+    return {match[1]: value for name, value in pairs if (match := METADATA.fullmatch(name))}

@@ -1,0 +1,390 @@
+"""One page of tables. All times are the database's clock (`clock_timestamp()`), stored with time zone.
+
+Every row belongs to a project. A fact about a job is an event written in the fact's own transaction (app/jobs/lifecycle.py).
+Ids are prefix + 24 base62 characters.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql import func
+
+_ALPHABET = string.ascii_letters + string.digits
+
+FINAL = ("succeeded", "failed", "cancelled")
+"""Statuses that never change again."""
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, such as `ftjob-` + 24 base62 characters (142 bits)."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(24))
+
+
+class Table(DeclarativeBase):
+    """Base of all tables: constraint names are fixed, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[str]: JSONB,
+        list[dict[str, Any]]: JSONB,
+        int: BigInteger,
+        bytes: LargeBinary,
+    }
+
+
+def _now() -> Any:
+    return mapped_column(server_default=func.clock_timestamp(), nullable=False)
+
+
+class Project(Table):
+    """Whose everything is. `path_allow`: S3 prefixes its jobs may read and write; null means the setting's default."""
+
+    __tablename__ = "projects"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    path_allow: Mapped[list[str] | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class ApiKey(Table):
+    """A key's sha256; the key itself is shown once. scopes: read, write, admin."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(server_default="")
+    hash: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _now()
+    revoked_at: Mapped[datetime | None]
+
+
+class SigningSecret(Table):
+    """`whsec_` + base64 of 64 hex characters, for a project's callbacks or (with endpoint_id) for one endpoint. Old ones stay valid until `expires_at`."""
+
+    __tablename__ = "signing_secrets"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    secret: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+
+
+class File(Table):
+    """A dataset or result: an object on S3. `owned`: uploaded through the service, so deleted with the row."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        CheckConstraint("status in ('uploaded', 'processed', 'error')", name="status"),
+        Index("ix_files_project_created", "project_id", text("created_at desc"), "id"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    uri: Mapped[str]
+    etag: Mapped[str | None]
+    sha256: Mapped[str | None]
+    owned: Mapped[bool]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class Job(Table):
+    """A fine-tuning job. `spec` is the JobSpec as validated; intents are asked-for and not yet settled.
+
+    Ownership: `worker_id` holds it until `lease_until`; each claim raises `fence`, and every write of the owner says
+    `WHERE fence = :mine`. `last_seq` numbers the job's events without gaps.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "status in ('validating_files', 'queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')",
+            name="status",
+        ),
+        CheckConstraint(
+            "(status in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null)", name="finished_at_is_final"
+        ),
+        CheckConstraint("(status = 'failed') = (error is not null)", name="error_is_failed"),
+        CheckConstraint("(worker_id is null) = (lease_until is null)", name="lease_has_owner"),
+        Index("ix_jobs_project_created", "project_id", text("created_at desc"), "id"),
+        Index(
+            "ix_jobs_claimable",
+            text("priority desc"),
+            "created_at",
+            postgresql_where=text("status in ('validating_files', 'queued', 'running')"),
+        ),
+        Index(
+            "uq_jobs_project_id_idempotency_key",
+            "project_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key is not null"),
+        ),
+        Index("ix_jobs_request_hash", "api_key_id", "request_hash", "created_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    status: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    model: Mapped[str]
+    base: Mapped[dict[str, Any]] = mapped_column(comment="steps.ModelSource")
+    training_file: Mapped[str]
+    validation_file: Mapped[str | None]
+    training_objects: Mapped[list[dict[str, Any]] | None] = mapped_column(comment="steps.Pinned, since validating")
+    validation_objects: Mapped[list[dict[str, Any]] | None]
+    suffix: Mapped[str | None]
+    seed: Mapped[int]
+    job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    callback_url: Mapped[str | None]
+    callback_events: Mapped[list[str] | None]
+    resolved: Mapped[dict[str, Any] | None] = mapped_column(comment="steps.Resolved, once FINE_TUNE starts")
+    progress: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    fine_tuned_model: Mapped[str | None]
+    trained_tokens: Mapped[int | None]
+    result_files: Mapped[list[str]] = mapped_column(server_default="[]")
+    output: Mapped[dict[str, Any] | None] = mapped_column(comment="uri, manifest_sha256, model_s3")
+    usage: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    estimated_finish: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(server_default="0")
+    worker_id: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    last_seq: Mapped[int] = mapped_column(server_default="0")
+
+
+class Run(Table):
+    """One launch of Nextflow for a job: who it is on which machine, and how it ended."""
+
+    __tablename__ = "runs"
+    __table_args__ = (UniqueConstraint("job_id", "attempt"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    fence: Mapped[int]
+    profile: Mapped[str]
+    session_uuid: Mapped[str]
+    folder: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int | None]
+    pid_started: Mapped[str | None] = mapped_column(comment="start time of the pid in clock ticks since boot")
+    boot_id: Mapped[str | None]
+    pid_namespace: Mapped[str | None]
+    cursor: Mapped[dict[str, Any]] = mapped_column(
+        server_default="{}", comment="how far progress was read: file → byte offset"
+    )
+    started_at: Mapped[datetime] = _now()
+    finished_at: Mapped[datetime | None]
+    exit_status: Mapped[int | None]
+
+
+class Stage(Table):
+    """One Nextflow task of a run."""
+
+    __tablename__ = "stages"
+    __table_args__ = (
+        UniqueConstraint("run_id", "task_hash"),
+        Index("ix_stages_job", "job_id", "created_at"),
+        CheckConstraint(
+            "status in ('submitted', 'running', 'succeeded', 'cached', 'failed', 'aborted')", name="status"
+        ),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    process: Mapped[str]
+    task_hash: Mapped[str]
+    attempt: Mapped[int]
+    status: Mapped[str]
+    exit_status: Mapped[int | None]
+    workdir: Mapped[str | None]
+    peak_rss_bytes: Mapped[int | None]
+    submitted_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class Event(Table):
+    """What happened to a job, in order. History, live stream and webhooks are only readers of this table."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        UniqueConstraint("job_id", "seq"),
+        CheckConstraint("level in ('info', 'warn', 'error')", name="level"),
+        CheckConstraint("type in ('message', 'metrics')", name="type"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    seq: Mapped[int]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class Checkpoint(Table):
+    """A saved point of a training."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step_number"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step_number: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    uri: Mapped[str | None] = mapped_column(comment="S3 prefix, once uploaded")
+    created_at: Mapped[datetime] = _now()
+
+
+class Adapter(Table):
+    """A named adapter of a project: name → versions, one of them promoted."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        CheckConstraint("name ~ '^[a-z0-9-]{1,64}$'", name="name"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    promoted_version: Mapped[int | None]
+    last_version: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = _now()
+
+
+class AdapterVersion(Table):
+    """One trained adapter; never changes. Without a suffix it has no adapter name and is reached by its `ft:` id alone."""
+
+    __tablename__ = "adapter_versions"
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "version"),
+        UniqueConstraint("project_id", "model"),
+        CheckConstraint("(adapter_id is null) = (version is null)", name="named_has_version"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    adapter_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    version: Mapped[int | None]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    model: Mapped[str] = mapped_column(comment="the ft: id")
+    base: Mapped[dict[str, Any]] = mapped_column(comment="steps.Base, revision pinned")
+    uri: Mapped[str] = mapped_column(comment="S3 prefix that holds manifest.json and adapter/")
+    manifest_sha256: Mapped[str]
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    created_at: Mapped[datetime] = _now()
+
+
+class WebhookEndpoint(Table):
+    """An account-wide receiver with an event filter."""
+
+    __tablename__ = "webhook_endpoints"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    created_at: Mapped[datetime] = _now()
+    disabled_at: Mapped[datetime | None]
+
+
+class WebhookDelivery(Table):
+    """One event owed to one URL. `body` stays the same bytes on every attempt; its id is the event's `evt_…`."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint("status in ('pending', 'delivered', 'dead')", name="status"),
+        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+        Index("ix_webhook_deliveries_job", "job_id", "created_at"),
+        UniqueConstraint("job_id", "type", "url", "endpoint_id", postgresql_nulls_not_distinct=True),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    event_id: Mapped[str] = mapped_column(comment="evt_…, the webhook-id header")
+    type: Mapped[str]
+    url: Mapped[str]
+    body: Mapped[bytes]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime] = _now()
+    claimed_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+    finished_at: Mapped[datetime | None]
+
+
+class DeliveryAttempt(Table):
+    """One try of a delivery: status or error, latency, the first KiB of the answer."""
+
+    __tablename__ = "delivery_attempts"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id"), index=True)
+    attempt: Mapped[int]
+    response_status: Mapped[int | None]
+    error: Mapped[str | None]
+    latency_ms: Mapped[int]
+    response_head: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class Worker(Table):
+    """A worker process: where it is, what it can run, when it was last seen."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    boot_id: Mapped[str]
+    pid_namespace: Mapped[str]
+    capabilities: Mapped[dict[str, Any]]
+    started_at: Mapped[datetime] = _now()
+    heartbeat_at: Mapped[datetime] = _now()

@@ -1,0 +1,181 @@
+"""The one door to the environment: every `LLAMAFLOW_*` variable with its meaning and default.
+
+Read once at start (`get_settings()`), then passed on. S3 is set by the usual `AWS_*` names, which boto3 users know.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+SplitList = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """All settings of the service. Names are upper-cased with the prefix LLAMAFLOW_ unless an alias is given."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMAFLOW_", extra="ignore", env_ignore_empty=True, populate_by_name=True
+    )
+
+    # Where things lie
+    state_dir: Path = Field(
+        Path(".llamaflow"), description="State of the embedded service: keys, database, objects, runs, logs."
+    )
+    runs_dir: Path | None = Field(
+        None, description="A folder a job: step files, train/, Nextflow's launch folder. Default: <state>/runs."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Content-addressed cache of datasets, bases and tokens. Default: <state>/cache."
+    )
+    tools_dir: Path | None = Field(None, description="JRE and jars. Default: <state>/tools.")
+    models_file: Path | None = Field(None, description="models.toml; default: the one that comes with LlamaFlow.")
+    nextflow: Path | None = Field(None, description="A Nextflow launcher to use instead of the embedded one.")
+
+    # The service
+    host: str = Field("127.0.0.1", description="Address the API binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 for a free one.")
+    public_url: str | None = Field(None, description="How users reach the API, for links it prints.")
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host:port/name; default: the embedded Postgres."
+    )
+    engine_url: str | None = Field(None, description="The inference engine, such as http://127.0.0.1:8001.")
+    engine_token: SecretStr | None = Field(None, description="Bearer token between API and engine.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field("json", pattern="^(json|console)$", description="json or console.")
+
+    # Limits
+    max_body_bytes: int = Field(1 << 20, description="Of a JSON request.")
+    max_upload_bytes: int = Field(512 << 20, description="Of an uploaded file.")
+    validate_bytes: int = Field(256 << 20, description="How much of a dataset is read before the job is queued.")
+
+    # S3
+    s3_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="S3 address, such as http://127.0.0.1:9000; left out: AWS.",
+    )
+    s3_region: str = Field(
+        "us-east-1", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION"), description="S3 region."
+    )
+    s3_access_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"), description="S3 access key."
+    )
+    s3_secret_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"), description="S3 secret key."
+    )
+    s3_session_token: SecretStr | None = Field(
+        None, validation_alias="AWS_SESSION_TOKEN", description="For temporary S3 credentials."
+    )
+    path_allow: SplitList = Field(
+        ["s3://llamaflow-data/"], description="Comma-separated S3 prefixes jobs may read and write."
+    )
+    files_prefix: str = Field("s3://llamaflow-data/files/", description="Where uploads are kept.")
+    hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN", description="Reaches only FETCH_MODEL.")
+
+    # The command line
+    url: str | None = Field(None, description="The service, for `llamaflow jobs …`. Default: http://127.0.0.1:<port>.")
+    api_key: SecretStr | None = Field(
+        None, description="Key for `llamaflow jobs …`. Default: the one in <state>/api_key."
+    )
+
+    # The worker
+    worker_slots: int = Field(1, ge=0, le=64, description="Runs this worker holds at once.")
+    lease_seconds: float = Field(15.0, gt=0, description="How long a claim holds without a heartbeat.")
+    heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker renews its leases.")
+    poll_seconds: float = Field(1.0, gt=0, description="Polling is the truth; NOTIFY only shortens the wait.")
+    host_lost_after: float = Field(
+        600.0, gt=0, description="Seconds after which another host's runs are resumed elsewhere."
+    )
+    host_id: str | None = Field(None, description="Name of this machine; default: its host name.")
+    boot_id_file: Path = Field(
+        Path("/proc/sys/kernel/random/boot_id"), description="Changes when the machine restarts."
+    )
+    task_env: SplitList = Field([], description="Names of environment variables passed on to the pipeline's tasks.")
+    stub_run: bool = Field(False, description="Run the pipeline's stubs: for tests of the orchestration.")
+
+    # Webhooks
+    webhook_allow: SplitList = Field(
+        [], description="Comma-separated host:port that callbacks may reach although loopback or private."
+    )
+    webhook_timeout: float = Field(15.0, gt=0, description="Seconds a receiver has to answer.")
+
+    @field_validator("path_allow", "webhook_allow", "task_env", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @property
+    def runs(self) -> Path:
+        """Absolute folder of the runs."""
+        return (self.runs_dir or self.state_dir / "runs").resolve()
+
+    @property
+    def cache(self) -> Path:
+        """Absolute folder of the content-addressed cache."""
+        return (self.cache_dir or self.state_dir / "cache").resolve()
+
+    @property
+    def tools(self) -> Path:
+        """Absolute folder of JRE and jars."""
+        return (self.tools_dir or self.state_dir / "tools").resolve()
+
+    @property
+    def hostname(self) -> str:
+        """Name of this machine as runs record it."""
+        return self.host_id or socket.gethostname()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database as SQLAlchemy takes it, with psycopg 3."""
+        if self.database_url is None:
+            raise RuntimeError(
+                "LLAMAFLOW_DATABASE_URL is not set. `llamaflow up` starts an embedded Postgres and sets it."
+            )
+        url = self.database_url.get_secret_value()
+        for scheme in ("postgresql+psycopg://", "postgresql://", "postgres://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg://" + url[len(scheme) :]
+        raise RuntimeError("LLAMAFLOW_DATABASE_URL must start with postgresql:// - only Postgres is supported.")
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
+
+
+def child_environment(extra: dict[str, str], *, keep: tuple[str, ...] = ()) -> dict[str, str]:
+    """An allow-listed environment for a child process.
+
+    Args:
+        extra: Variables to set.
+        keep: Names to pass on from this process besides the few every program needs.
+    Returns:
+        PATH, HOME, locale, temp folder, certificates and time zone of this process, `keep`, then `extra`.
+    """
+    needed = (
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "TZ",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "COVERAGE_PROCESS_START",
+    )
+    return {name: os.environ[name] for name in (*needed, *keep) if name in os.environ} | extra

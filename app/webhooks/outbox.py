@@ -1,0 +1,76 @@
+"""What is owed to whom: one delivery row a callback, written in the transaction of the event it tells."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import func
+
+from app.models import FINAL, Job, WebhookDelivery, WebhookEndpoint, new_id
+
+DEFAULT_ENDPOINT_EVENTS = tuple(f"fine_tuning.job.{status}" for status in FINAL)
+
+
+async def owe(db: AsyncSession, job: Job, type: str) -> None:
+    """Owe `type` to the job's callback URL and to every endpoint of its project that asked for it.
+
+    Every terminal event goes to the callback URL, others when `callback_events` names them. Written once: the table refuses
+    a second delivery of the same event to the same URL.
+    """
+    targets: list[tuple[str, str | None]] = []
+    if job.callback_url and (type in DEFAULT_ENDPOINT_EVENTS or type in (job.callback_events or [])):
+        targets.append((job.callback_url, None))
+    endpoints = await db.execute(
+        select(WebhookEndpoint).where(
+            WebhookEndpoint.project_id == job.project_id, WebhookEndpoint.disabled_at.is_(None)
+        )
+    )
+    targets += [(endpoint.url, endpoint.id) for endpoint in endpoints.scalars() if type in endpoint.event_types]
+    if not targets:
+        return
+    at: datetime = (await db.execute(select(func.clock_timestamp()))).scalar_one()
+    for url, endpoint_id in targets:
+        event_id = new_id("evt_")
+        body = json.dumps(
+            _payload(job, event_id, type, int(at.timestamp())), ensure_ascii=False, separators=(",", ":")
+        ).encode()
+        db.add(
+            WebhookDelivery(
+                id=new_id("whd_"),
+                project_id=job.project_id,
+                job_id=job.id,
+                endpoint_id=endpoint_id,
+                event_id=event_id,
+                type=type,
+                url=url,
+                body=body,
+            )
+        )
+    await db.flush()
+    await db.execute(text("select pg_notify('llamaflow_deliveries', :id)"), {"id": job.id})
+
+
+def _payload(job: Job, event_id: str, type: str, created_at: int) -> dict[str, Any]:
+    """The body: the official client's event shape, with the job's essentials in `data`."""
+    return {
+        "id": event_id,
+        "object": "event",
+        "type": type,
+        "created_at": created_at,
+        "data": {
+            "id": job.id,
+            "object": "fine_tuning.job",
+            "status": job.status,
+            "model": job.model,
+            "fine_tuned_model": job.fine_tuned_model,
+            "suffix": job.suffix,
+            "trained_tokens": job.trained_tokens,
+            "error": job.error,
+            "output": job.output,
+            "metadata": job.job_metadata,
+        },
+    }

@@ -1,0 +1,118 @@
+"""The worker's S3: looks at datasets, streams them, reads a manifest back, removes what a cancelled job uploaded.
+
+Blocking calls, made in threads. Every failure is a StepError that names the object; `s3_unavailable` is the one worth waiting for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+from app.settings import Settings
+from finetune.exit_codes import StepError
+from finetune.plan import DATASET
+from finetune.s3 import errors, head, is_near, listing, split
+from finetune.steps import Pinned
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+else:
+    S3Client = Any
+
+
+def connect(settings: Settings) -> S3Client:
+    """The client for the settings' endpoint: signature v4, path style, short waits; the worker itself waits longer.
+
+    One a process: making it takes a while, and threads may share it.
+    """
+    keys = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
+    plain = [key.get_secret_value() if key is not None else None for key in keys]
+    return _client(settings.s3_endpoint, settings.s3_region, *plain)
+
+
+@lru_cache(maxsize=4)
+def _client(endpoint: str | None, region: str, access: str | None, secret: str | None, token: str | None) -> S3Client:
+    session = boto3.session.Session(aws_access_key_id=access, aws_secret_access_key=secret, aws_session_token=token)
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path"},
+        connect_timeout=5,
+        read_timeout=30,
+        retries={"total_max_attempts": 2, "mode": "standard"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        proxies={} if endpoint and is_near(endpoint) else None,
+    )
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def pin(s3: S3Client, uri: str, param: str) -> list[Pinned]:
+    """The objects an address means, as they are now: one, or each dataset file below a prefix that ends in `/`.
+
+    Raises:
+        StepError: `file_not_found`, `access_denied`, `s3_unavailable`.
+    """
+    if not uri.endswith("/"):
+        found = [head(s3, uri, param=param)]
+    else:
+        found = [row for row in listing(s3, uri, param=param) if row.uri.lower().endswith(DATASET)]
+    if not found:
+        raise StepError("file_not_found", f"There is no {', '.join(DATASET)} object below {uri}.", param=param)
+    return [Pinned(uri=row.uri, etag=row.etag, size=row.size) for row in found]
+
+
+def stream(s3: S3Client, pinned: Pinned, param: str) -> Iterator[bytes]:
+    """The content of a pinned object, in chunks.
+
+    Raises:
+        StepError: `object_changed`, when it is another one by now; `access_denied`, `s3_unavailable`.
+    """
+    bucket, key = split(pinned.uri)
+    with errors(pinned.uri, param=param):
+        answer = s3.get_object(Bucket=bucket, Key=key, IfMatch=f'"{pinned.etag}"')
+        with closing(answer["Body"]) as body:
+            if answer["ETag"].strip('"') != pinned.etag:
+                raise StepError("object_changed", f"{pinned.uri} changed while it was checked.", param=param)
+            yield from body.iter_chunks(1 << 18)
+
+
+def read(s3: S3Client, uri: str, limit: int = 16 << 20) -> bytes:
+    """A small object whole.
+
+    Raises:
+        StepError: `manifest_mismatch` for one over `limit` bytes; `file_not_found`, `access_denied`, `s3_unavailable`.
+    """
+    bucket, key = split(uri)
+    with errors(uri), closing(s3.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+        content = body.read(limit + 1)
+    if len(content) > limit:
+        raise StepError("manifest_mismatch", f"{uri} is larger than {limit:,} bytes.")
+    return content
+
+
+def size(s3: S3Client, uri: str) -> int:
+    """Bytes of an object, by one HEAD."""
+    return head(s3, uri).size
+
+
+def remove(s3: S3Client, prefix: str) -> int:
+    """Remove every object below `prefix`, which ends in `/`, until a listing is empty.
+
+    Returns:
+        How many there were.
+    """
+    bucket, key = split(prefix)
+    if not key.strip("/") or not key.endswith("/"):
+        raise ValueError(f"{prefix!r} is no folder of a bucket")
+    removed = 0
+    while found := listing(s3, prefix):
+        with errors(prefix):
+            for row in found:
+                s3.delete_object(Bucket=bucket, Key=split(row.uri)[1])
+        removed += len(found)
+    return removed

@@ -1,0 +1,171 @@
+"""The second claim: carries one job from its launch, or from where another worker left it, to its end.
+
+A loop of three questions: what is the job's state (adopt.py), what happens while its run goes on (here), how did the run end
+(evidence.py, settle.py). A hand that is told to leave lets the run go on; one that is told to halt ends it at a checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select
+
+from app.jobs.lifecycle import FenceLost
+from app.models import Job, Run
+from app.nextflow import process
+from app.nextflow.process import ExitRecord
+from app.nextflow.progress import FINE_TUNE, Cursor
+from app.worker import adopt, record, settle
+from app.worker import folder as folders
+from app.worker.adopt import Cancel, Follow, Launch
+from app.worker.context import Context, Hand
+from app.worker.evidence import judge
+from app.worker.folder import JobFolder
+from app.worker.launch import label, launch, started
+from app.worker.outage import insist
+from finetune.exit_codes import StepError
+
+TICK_SECONDS = 0.25
+STOP_GRACE_SECONDS = 10.0
+SAVE_SECONDS = 40.0
+"""What a training gets to end its step and save, before it is ended by signals."""
+
+HALT_SECONDS = SAVE_SECONDS + 2 * STOP_GRACE_SECONDS
+LOST = "The pipeline was lost; it is started again from what it had done."
+
+log = structlog.get_logger("worker.run")
+
+
+async def carry(context: Context, hand: Hand) -> None:
+    """Carry a claimed job to its end, or until the hand must let go.
+
+    Raises:
+        FenceLost: Somebody else owns the job now.
+    """
+    try:
+        while not (hand.leave or hand.halt):
+            situation = await adopt.assess(context, hand)
+            if situation is None:
+                return
+            if isinstance(situation, Cancel):
+                await _cancel(context, hand, situation)
+            elif isinstance(situation, Launch):
+                await _launch(context, hand, situation)
+            else:
+                await _follow(context, hand, situation)
+    except settle.Interrupted:
+        return
+
+
+async def _launch(context: Context, hand: Hand, situation: Launch) -> None:
+    try:
+        run = await launch(context, hand, situation.job, situation.previous)
+    except OSError as problem:
+        name = "disk_full" if problem.errno in (28, 122) else "internal_error"
+        error = StepError(name, f"The run could not be started: {problem}.").as_error()
+        await settle.fail(context, hand, None, error)
+        return
+    log.info("launched", job=hand.job_id, run=run.id, attempt=run.attempt, pid=run.pid)
+
+
+async def _cancel(context: Context, hand: Hand, situation: Cancel) -> None:
+    """Nothing of the job may run when it is called cancelled."""
+    if situation.run is not None:
+        await stop(context, hand, situation.run, STOP_GRACE_SECONDS)
+    await settle.cancel(context, hand, situation.job, situation.run)
+    log.info("cancelled", job=hand.job_id)
+
+
+async def _follow(context: Context, hand: Hand, situation: Follow) -> None:
+    """Follow a run to its end, or to a reason to look again; then settle what there is to settle."""
+    run, folder = situation.run, folders.of(context.settings, hand.job_id)
+    if run.pid is None:  # whoever launched it died before writing it down
+        await insist(lambda: started(context, hand, run, process.handle(Path(run.folder))))
+    while not hand.leave:
+        await record.catch_up(context.database, folder, run, hand.fence)
+        if hand.halt:
+            await _halt(context, hand, run)
+            return
+        if await insist(lambda: _cancel_requested(context, hand)):
+            return
+        if await _is_over(context, hand, run):
+            await record.catch_up(context.database, folder, run, hand.fence, over=True)
+            await _settle(context, hand, situation.job, run)
+            return
+        await hand.rest(TICK_SECONDS)
+
+
+async def _cancel_requested(context: Context, hand: Hand) -> bool:
+    async with context.database.transaction() as db:
+        asked = select(Job.fence, Job.cancel_requested_at).where(Job.id == hand.job_id)
+        fence, at = (await db.execute(asked)).one()
+        if fence != hand.fence:
+            raise FenceLost(f"{hand.job_id}: fence {hand.fence} is gone, it is {fence} now")
+        return at is not None
+
+
+async def _is_over(context: Context, hand: Hand, run: Run) -> bool:
+    """Whether nothing of a run lives any more. A task that outlived its Nextflow is waited for: it may be the training."""
+    handle = process.handle(Path(run.folder))
+    if handle is not None and process.is_alive(handle, context.me.here):
+        return False
+    if handle is not None and not process.is_reachable(handle, context.me.here):
+        return True  # the machine was restarted, or its lease has long run out elsewhere
+    if process.head(Path(run.folder)) is not None:  # its shim was killed: nobody would write down how it ends
+        await asyncio.to_thread(process.stop_head, Path(run.folder), STOP_GRACE_SECONDS)
+    return not await asyncio.to_thread(process.members, label(hand.job_id))
+
+
+async def _settle(context: Context, hand: Hand, job: Job, run: Run) -> None:
+    ended = process.exit_record(Path(run.folder))
+    verdict = await asyncio.to_thread(judge, Path(run.folder), ended)
+    log.info("run_ended", job=hand.job_id, run=run.id, outcome=verdict.outcome, error=verdict.error)
+    if verdict.outcome == "succeeded" and ended is not None:
+        await settle.succeed(context, hand, job, run, ended)
+    elif verdict.error is not None:
+        await settle.fail(context, hand, run, verdict.error, ended)
+    else:
+        await settle.close_run(context, hand, run, ended, LOST)
+
+
+async def _halt(context: Context, hand: Hand, run: Run) -> None:
+    """End a run at a checkpoint; its job stays running, and its next run goes on from there."""
+    folder = folders.of(context.settings, hand.job_id)
+    if FINE_TUNE in Cursor(**run.cursor).running.values():
+        await _save(context, hand, run, folder)
+    await stop(context, hand, run, 2 * STOP_GRACE_SECONDS)
+    await record.catch_up(context.database, folder, run, hand.fence, over=True)
+    ended: ExitRecord | None = process.exit_record(Path(run.folder))
+    if ended is not None and ended.status == 0:
+        return  # it had just ended by itself: whoever claims the job next settles it
+    await settle.close_run(context, hand, run, ended, None)
+    log.info("halted", job=hand.job_id, run=run.id)
+
+
+async def _save(context: Context, hand: Hand, run: Run, folder: JobFolder) -> None:
+    """Ask the training to save and end, and wait for it.
+
+    By its control file and not by a signal: Nextflow passes a signal on to everything a task consists of, also to what reads
+    the trainer's output, and a trainer that cannot print any more does not get to save.
+    """
+    await asyncio.to_thread(folders.ask_trainer, folder, "pause")
+    deadline = time.monotonic() + SAVE_SECONDS
+    while time.monotonic() < deadline and not await _is_over(context, hand, run):
+        await hand.rest(TICK_SECONDS)
+
+
+async def stop(context: Context, hand: Hand, run: Run, grace: float) -> None:
+    """End whatever runs of a job on this machine.
+
+    Nextflow is asked, asks its tasks, and goes; a task may take longer, to save. What is left after `grace` seconds is killed.
+    """
+    deadline = time.monotonic() + grace
+    handle = process.handle(Path(run.folder))
+    if handle is not None:
+        await asyncio.to_thread(process.stop, handle, context.me.here, grace / 2)
+    left = max(0.0, deadline - time.monotonic())
+    if not await asyncio.to_thread(process.wait_members, label(hand.job_id), left):
+        await asyncio.to_thread(process.reap, label(hand.job_id), 0)

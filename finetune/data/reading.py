@@ -1,0 +1,242 @@
+"""From the bytes of a dataset to its rows, still unparsed: gzip, JSON Lines and JSON arrays, within limits.
+
+Streams: at most one row is held. Hostile bytes become `Flaw`s, never exceptions. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_ROW_BYTES = 10_000_000
+"""A longer row is named, not read."""
+
+CHUNK_BYTES = 1 << 20
+EXPANSION_FREE = 256 << 20
+EXPANSION_LIMIT = 200
+"""gzip may grow 200-fold once more than 256 MiB came out: rows of text do not, a bomb does."""
+
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "the file is a zip archive; unpack it, or compress it with gzip"),
+    (b"\x28\xb5\x2f\xfd", "the file is compressed with zstd; only gzip is read"),
+    (b"PAR1", "the file is Parquet; write it as JSON Lines"),
+    (b"\xff\xfe", "the file is UTF-16; write it as UTF-8"),
+    (b"\xfe\xff", "the file is UTF-16; write it as UTF-8"),
+)
+_STRUCTURE = re.compile(rb'["\[\]{},\n]')
+_IN_STRING = re.compile(rb'["\\\n]')
+
+
+class Readable(Protocol):
+    """A binary stream: a file, an S3 body, an upload."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One row's bytes and the line (1-based) on which it begins."""
+
+    line: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What is wrong at a line (1-based; 0: with the whole file). `kind` groups flaws of one sort."""
+
+    line: int
+    kind: str
+    message: str
+
+
+class Source:
+    """A dataset as chunks of plain bytes, gzip undone.
+
+    Args:
+        stream: A binary stream, or chunks of bytes (lines will do).
+        max_bytes: Stop after so many unpacked bytes; None for no limit.
+    Attributes:
+        complete: After iteration: whether all of it was read.
+        flaw: After iteration: why reading stopped, if it could not go on.
+    """
+
+    def __init__(self, stream: Readable | Iterable[bytes], max_bytes: int | None = None) -> None:
+        self._stream = stream
+        self._left = max_bytes
+        self.complete = True
+        self.flaw: Flaw | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks, at most `max_bytes` together."""
+        for chunk in self._plain():
+            if self._left is not None and len(chunk) > self._left:
+                self.complete = False
+                yield chunk[: self._left]
+                return
+            if self._left is not None:
+                self._left -= len(chunk)
+            yield chunk
+
+    def _plain(self) -> Iterator[bytes]:
+        chunks = _chunks(self._stream)
+        head = b""
+        while len(head) < 4 and (chunk := next(chunks, b"")):
+            head += chunk
+        for magic, sentence in _FOREIGN:
+            if head.startswith(magic):
+                self.flaw = Flaw(0, "foreign", sentence)
+                return
+        joined = _prepend(head.removeprefix(b"\xef\xbb\xbf"), chunks)
+        yield from self._unpacked(joined) if head.startswith(b"\x1f\x8b") else joined
+
+    def _unpacked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        unpack = zlib.decompressobj(wbits=31)
+        taken = given = 0
+        rest = b""
+        while rest or (rest := next(chunks, b"")):
+            if unpack.eof:  # a gzip file may have several members
+                unpack = zlib.decompressobj(wbits=31)
+            try:
+                plain = unpack.decompress(rest, CHUNK_BYTES)
+            except zlib.error as problem:
+                self.flaw = Flaw(0, "gzip", f"the gzip data is damaged ({problem})")
+                return
+            left = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
+            taken, given, rest = taken + len(rest) - len(left), given + len(plain), left
+            if given > EXPANSION_FREE and given > EXPANSION_LIMIT * taken:
+                self.flaw = Flaw(0, "gzip", f"the gzip data grows more than {EXPANSION_LIMIT}-fold; send it unpacked")
+                return
+            if plain:
+                yield plain
+        if not unpack.eof:
+            self.flaw = Flaw(0, "gzip", "the gzip data ends too early")
+
+
+def raw_rows(source: Source) -> Iterator[Raw | Flaw]:
+    """The rows of a dataset: lines of JSON Lines, or elements of one JSON array.
+
+    Which of the two is told by the first character. Empty lines are passed over. A row cut off by the source's byte limit
+    is left out.
+
+    Args:
+        source: The dataset.
+    Returns:
+        Rows and flaws in order; the source's own flaw last.
+    """
+    chunks = _skip_blank(iter(source))
+    lines_before, first = next(chunks, (0, b""))
+    rest = _prepend(first, (chunk for _, chunk in chunks))
+    split = _elements if first.startswith(b"[") else _lines
+    yield from split(rest, source, 1 + lines_before)
+    if source.flaw is not None:
+        yield source.flaw
+
+
+def _lines(chunks: Iterator[bytes], source: Source, line: int) -> Iterator[Raw | Flaw]:
+    held: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        pieces = chunk.split(b"\n")
+        for index, piece in enumerate(pieces):
+            size += len(piece)
+            if size <= MAX_ROW_BYTES:
+                held.append(piece)
+            if index < len(pieces) - 1:
+                yield from _row(line, held, size)
+                held, size, line = [], 0, line + 1
+    if source.complete and source.flaw is None:
+        yield from _row(line, held, size)
+    elif size > MAX_ROW_BYTES:
+        yield _too_long(line)
+
+
+def _row(line: int, held: list[bytes], size: int) -> Iterator[Raw | Flaw]:
+    if size > MAX_ROW_BYTES:
+        yield _too_long(line)
+    elif data := b"".join(held).strip():
+        yield Raw(line, data)
+
+
+def _too_long(line: int) -> Flaw:
+    return Flaw(line, "long_row", f"the row is longer than {MAX_ROW_BYTES:,} bytes")
+
+
+def _elements(chunks: Iterator[bytes], source: Source, line: int) -> Iterator[Raw | Flaw]:
+    """Elements of a JSON array, found by counting brackets outside strings; whether each is JSON is for the caller to say."""
+    depth, in_string, skip = 0, False, False  # skip: the character after a backslash stands in the next chunk
+    held, size, opened = bytearray(), 0, line
+    for chunk in chunks:
+        start, at, skip = 0, int(skip), False
+        while match := (_IN_STRING if in_string else _STRUCTURE).search(chunk, at):
+            mark, at = match.group(), match.end()
+            if mark == b"\n":
+                line += 1
+            elif mark == b"\\":
+                skip, at = at == len(chunk), at + 1
+            elif mark == b'"':
+                in_string = not in_string
+            elif mark in b"[{":
+                depth += 1
+                start = at if depth == 1 else start
+            elif mark in b"]}" or depth == 1:
+                depth -= mark != b","
+                if depth == 0 or mark == b",":
+                    yield from _element(opened, bytes(held) + chunk[start : at - 1], size + at - 1 - start)
+                    held, size, opened, start = bytearray(), 0, line, at
+                if depth == 0:
+                    yield from _after(line, chunk[at:], chunks)
+                    return
+        size += len(chunk) - start
+        if size <= MAX_ROW_BYTES:
+            held += chunk[start:]
+    if source.complete and source.flaw is None:
+        yield Flaw(line, "open_array", "the JSON array is not closed")
+    elif size > MAX_ROW_BYTES:
+        yield _too_long(opened)
+
+
+def _element(line: int, data: bytes, size: int) -> Iterator[Raw | Flaw]:
+    """One element; `line` is where the separator before it stands, `size` its length even where `data` was not kept whole."""
+    if size > MAX_ROW_BYTES:
+        yield _too_long(line)
+    elif bare := data.strip():
+        yield Raw(line + data[: data.index(bare[:1])].count(b"\n"), bare)
+
+
+def _after(line: int, tail: bytes, chunks: Iterator[bytes]) -> Iterator[Flaw]:
+    if tail.strip() or any(chunk.strip() for chunk in chunks):
+        yield Flaw(line, "after_array", "there is text after the end of the JSON array")
+
+
+def _chunks(stream: Readable | Iterable[bytes]) -> Iterator[bytes]:
+    read = getattr(stream, "read", None)
+    if read is None:
+        yield from (chunk for chunk in stream if chunk)  # type: ignore[union-attr]  # no read(): chunks
+        return
+    while chunk := read(CHUNK_BYTES):
+        yield chunk
+
+
+def _prepend(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _skip_blank(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Chunks from the first that is not blank on, that one stripped on its left; with the lines passed over before."""
+    passed = 0
+    for chunk in chunks:
+        if bare := chunk.lstrip():
+            passed += chunk[: len(chunk) - len(bare)].count(b"\n")
+            yield passed, bare
+            break
+        passed += chunk.count(b"\n")
+    for chunk in chunks:
+        yield passed, chunk

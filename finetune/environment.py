@@ -1,0 +1,160 @@
+"""The trainer's one door to the environment: every variable it reads, with its meaning and default.
+
+Nothing else in `finetune` reads `os.environ`. Credentials come from a 0600 file of NAME=value lines where one is named,
+else from the environment; they are never printed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from finetune.exit_codes import StepError
+
+SECRETS = (
+    "AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_SESSION_TOKEN",
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LLAMAFLOW_DATABASE_URL", "LLAMAFLOW_ENGINE_TOKEN", "LLAMAFLOW_API_KEY",
+)  # fmt: skip
+"""Variables that no child process of a step is given."""
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """How S3 is reached. Without keys boto3's own chain decides (profile, role of the machine).
+
+    Attributes:
+        endpoint: URL of the server; None for AWS.
+        region: Signing region; None when nothing names one.
+        access_key: And `secret_key`, `session_token`: kept out of every repr.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+def s3_access(credentials_file: str | None = None) -> S3Access:
+    """What is known about S3: from the file if one is named, else from the environment.
+
+    `AWS_ACCESS_KEY_ID`/`AWS_SECRET_ACCESS_KEY` or the shorter `AWS_ACCESS_KEY`/`AWS_SECRET_KEY`, `AWS_SESSION_TOKEN`,
+    `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION` or `AWS_DEFAULT_REGION`. Endpoint and region may stand in
+    the environment although a file gives the keys.
+
+    Raises:
+        StepError: `access_denied`: the file cannot be read, or one half of the key pair is missing.
+    """
+    keys = _read(credentials_file) if credentials_file else dict(os.environ)
+    places = {**os.environ, **keys}
+    access = S3Access(
+        endpoint=_first(places, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        region=_first(places, "AWS_REGION", "AWS_DEFAULT_REGION"),
+        access_key=_first(keys, "AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"),
+        secret_key=_first(keys, "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"),
+        session_token=_first(keys, "AWS_SESSION_TOKEN"),
+    )
+    if (access.access_key is None) != (access.secret_key is None):
+        raise StepError("access_denied", "Only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set. Set both.")
+    return access
+
+
+def hub_token(credentials_file: str | None = None) -> str | None:
+    """`HF_TOKEN`, from the credentials file if it has one, else from the environment. Only FETCH_MODEL asks for it."""
+    given = _read(credentials_file) if credentials_file else {}
+    return _first({**os.environ, **given}, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def hub_offline() -> bool:
+    """`HF_HUB_OFFLINE`: the hub is not to be asked; bases already in the cache still serve."""
+    return _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE")
+
+
+def cache_dir(given: str | None = None) -> Path:
+    """The content-addressed cache: what the step file names, else `LLAMAFLOW_CACHE_DIR`, else ~/.cache/llamaflow. Absolute."""
+    return Path(given or os.environ.get("LLAMAFLOW_CACHE_DIR") or "~/.cache/llamaflow").expanduser().absolute()
+
+
+def models_file() -> Path | None:
+    """`LLAMAFLOW_MODELS_FILE`: a models.toml instead of the one that comes with LlamaFlow."""
+    name = os.environ.get("LLAMAFLOW_MODELS_FILE")
+    return Path(name).expanduser() if name else None
+
+
+def device() -> str:
+    """`LLAMAFLOW_DEVICE`: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    return os.environ.get("LLAMAFLOW_DEVICE") or "auto"
+
+
+def threads() -> int | None:
+    """`LLAMAFLOW_THREADS`, else `OMP_NUM_THREADS`: CPU threads of the arithmetic. None leaves it to the library."""
+    text = os.environ.get("LLAMAFLOW_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def yield_while_waiting() -> None:
+    """Let threads of the arithmetic sleep while they wait for each other, unless the environment says otherwise.
+
+    To be called before torch is imported. Spinning is some percent quicker on an idle machine, and where the cores are
+    shared it is many times slower: each step of a small model then waits for whole slices of the scheduler.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault(
+            "GOMP_SPINCOUNT", "1000"
+        )  # some microseconds first: what an idle machine gains by spinning
+
+
+def precision() -> Literal["auto", "float32"]:
+    """`LLAMAFLOW_FP32=1` trains and answers in float32 even where bfloat16 would be quicker."""
+    return "float32" if _flag("LLAMAFLOW_FP32") else "auto"
+
+
+def engine_token() -> str | None:
+    """`LLAMAFLOW_ENGINE_TOKEN`: what callers of the inference engine must show."""
+    return os.environ.get("LLAMAFLOW_ENGINE_TOKEN") or None
+
+
+def stub_seconds() -> float:
+    """`LLAMAFLOW_STUB_SECONDS`: how long the stub of FINE_TUNE pretends to train, for tests of the orchestration. Default 0."""
+    return float(os.environ.get("LLAMAFLOW_STUB_SECONDS") or 0)
+
+
+def stub_faults() -> list[str]:
+    """`LLAMAFLOW_STUB_FAULT`: comma-separated `step=code` or `step=code:once`: those stubs end so, for tests."""
+    return [fault for fault in os.environ.get("LLAMAFLOW_STUB_FAULT", "").split(",") if fault]
+
+
+def stub_uploads() -> bool:
+    """`LLAMAFLOW_STUB_UPLOAD=1`: the stub of UPLOAD_MODEL really uploads the stubs' files, for tests that look at S3."""
+    return _flag("LLAMAFLOW_STUB_UPLOAD")
+
+
+def for_child(extra: dict[str, str]) -> dict[str, str]:
+    """This process's environment without secrets, and `extra`: for a subprocess of a step."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS} | extra
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _first(values: dict[str, str], *names: str) -> str | None:
+    return next((values[name] for name in names if values.get(name)), None)
+
+
+def _read(name: str) -> dict[str, str]:
+    """The NAME=value lines of a file; `export ` and quotes around values are taken off, `#` lines passed over."""
+    try:
+        text = Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is no UTF-8 text"
+        raise StepError("access_denied", f"The S3 credentials file {name} cannot be read: {reason}.") from None
+    pairs = (
+        line.strip().removeprefix("export ").partition("=")
+        for line in text.splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    )
+    return {key.strip(): value.strip().strip("'\"") for key, equals, value in pairs if equals}

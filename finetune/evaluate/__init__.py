@@ -1,0 +1,1 @@
+"""EVALUATE: base and adapter on the held-out rows. Never trains."""

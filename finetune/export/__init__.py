@@ -1,0 +1,1 @@
+"""What a finished training becomes: an upload with a manifest, or one archive."""

@@ -1,0 +1,173 @@
+"""Adapters for the engine: brought from S3 into the cache, every byte compared with the manifest, and only plain LoRA taken.
+
+Writes below `<cache>/adapters/<address of manifest and place>/`, by rename. Nothing pickled is ever read. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import ValidationError
+
+from finetune import s3
+from finetune.exit_codes import StepError
+from finetune.inference.request import AdapterSource
+from finetune.model import cache
+from finetune.steps import S3, Base, Manifest
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+TEMPLATE = "chat_template.jinja"
+
+LORA_FIELDS = (
+    "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "use_dora",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+"""What is taken over from adapter_config.json."""
+DESCRIPTIVE = (
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "init_lora_weights", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying",
+)  # fmt: skip
+"""What does not bear on the answers: nobody here reads it."""
+
+Client = s3.S3Client | None
+"""None for local folders."""
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """A checked adapter.
+
+    Attributes:
+        key: Content address: of its manifest and its place in it.
+        folder: Its files; never to be written to.
+        template: The chat template it was trained with; None for the base's own.
+        lora: The fields of adapter_config.json that make it (`LORA_FIELDS`).
+        size: Bytes of its weights.
+    """
+
+    key: str
+    folder: Path
+    template: str | None
+    lora: dict[str, Any]
+    size: int
+
+
+def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow_local: bool) -> AdapterFiles:
+    """An adapter's files, from the cache or brought into it.
+
+    Args:
+        source: Where it lies.
+        base: What it is to stand on.
+        access: How S3 is reached.
+        folder: The cache.
+        allow_local: Take `file://` addresses too.
+    Raises:
+        StepError: `manifest_mismatch`: files, base or the manifest itself are not what they should be;
+            `unsupported_model`: it is no plain LoRA; `file_not_found`, `access_denied`, `s3_unavailable`;
+            `unsupported_operation`: a local address that is not allowed.
+    """
+    local = source.uri.startswith("file:") and source.manifest_uri.startswith("file:")
+    if local and not allow_local:
+        raise StepError(
+            "unsupported_operation", "An adapter in a local folder is not taken here: put it on S3.", param="model"
+        )
+    client = None if local else s3.client(access)
+    manifest, sha256 = _manifest(source, client)
+    if manifest.base.revision != base.revision:
+        raise _mismatch(
+            source,
+            f"it was trained on {manifest.base.id} at {manifest.base.revision}, not on {base.id} at {base.revision}",
+        )
+    wanted = _wanted(source, manifest)
+    key = cache.address("adapter", sha256, source.uri)
+    place = folder / "adapters" / key
+    with cache.locked(folder, f"adapter {key}"):
+        if not _whole(place, wanted):
+            shutil.rmtree(place, ignore_errors=True)
+            with cache.making(place) as fresh:
+                _bring(source, wanted, fresh, client)
+    template = manifest.base.template
+    if template is None and (own := place / TEMPLATE).is_file():
+        template = own.read_text(encoding="utf-8")
+    return AdapterFiles(key, place, template, _lora(source, place / CONFIG), wanted[WEIGHTS].size)
+
+
+def _manifest(source: AdapterSource, client: Client) -> tuple[Manifest, str]:
+    with tempfile.TemporaryDirectory(prefix="llamaflow-manifest-") as scratch:
+        file = Path(scratch) / "manifest.json"
+        sha256 = _copy(source.manifest_uri, file, client)
+        if source.manifest_sha256 is not None and sha256 != source.manifest_sha256:
+            raise _mismatch(source, f"the manifest has the sha256 {sha256}, and {source.manifest_sha256} was recorded")
+        try:
+            return Manifest.model_validate_json(file.read_bytes()), sha256
+        except ValidationError as problem:
+            raise _mismatch(source, f"the manifest cannot be read ({problem.errors()[0]['msg']})") from None
+
+
+def _wanted(source: AdapterSource, manifest: Manifest) -> dict[str, Manifest.File]:
+    """The files to bring, by name, as the manifest lists them."""
+    root = source.manifest_uri.removesuffix("manifest.json")
+    if not source.uri.startswith(root):
+        raise _mismatch(source, "its manifest lies elsewhere")
+    listed = {file.path: file for file in manifest.files}
+    below = source.uri.removeprefix(root)
+    if missing := [name for name in (CONFIG, WEIGHTS) if below + name not in listed]:
+        raise _mismatch(source, f"the manifest lists no {below}{missing[0]}")
+    return {name: listed[below + name] for name in (CONFIG, WEIGHTS, TEMPLATE) if below + name in listed}
+
+
+def _whole(place: Path, wanted: Mapping[str, Manifest.File]) -> bool:
+    return all(
+        (place / name).is_file() and cache.file_sha256(place / name) == file.sha256 for name, file in wanted.items()
+    )
+
+
+def _bring(source: AdapterSource, wanted: Mapping[str, Manifest.File], folder: Path, client: Client) -> None:
+    for name, file in wanted.items():
+        sha256 = _copy(source.uri + name, folder / name, client)
+        if sha256 != file.sha256:
+            raise _mismatch(source, f"{name} has the sha256 {sha256}, and the manifest says {file.sha256}")
+
+
+def _copy(uri: str, target: Path, client: Client) -> str:
+    """Bring one file; its sha256."""
+    if client is not None:
+        return s3.fetch(client, uri, target, param="model")[0]
+    try:
+        shutil.copyfile(unquote(urlsplit(uri).path), target)
+    except OSError as problem:
+        raise StepError("file_not_found", f"{uri} cannot be read: {problem.strerror}.", param="model") from None
+    return cache.file_sha256(target)
+
+
+def _lora(source: AdapterSource, path: Path) -> dict[str, Any]:
+    """The fields that make the adapter; anything beyond plain LoRA is refused rather than left out."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise _unusable(source, f"its {CONFIG} is no JSON") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise _unusable(source, "it is no LoRA adapter")
+    if not isinstance(config.get("target_modules"), list):
+        raise _unusable(source, "target_modules is no list of names")
+    known = {*LORA_FIELDS, *DESCRIPTIVE}
+    beyond = [key for key, value in config.items() if key not in known and value not in (None, False, {}, [], "none")]
+    if beyond:
+        raise _unusable(source, f"it uses {beyond[0]}, which the engine does not know")
+    return {key: config[key] for key in LORA_FIELDS if config.get(key) is not None}
+
+
+def _mismatch(source: AdapterSource, why: str) -> StepError:
+    return StepError("manifest_mismatch", f"The adapter {source.id} is refused: {why}.", param="model")
+
+
+def _unusable(source: AdapterSource, why: str) -> StepError:
+    return StepError("unsupported_model", f"The adapter {source.id} cannot be served: {why}.", param="model")

@@ -1,0 +1,311 @@
+"""What each step of the pipeline reads: one small JSON file a step, and the files steps hand to each other.
+
+The service (or `python -m finetune plan`, when the pipeline is run by hand) writes the step files once per job, each with
+only what its step reads, because a changed file makes Nextflow repeat every step that reads it. No callback, no metadata,
+no credential stands in one. Imports pydantic and the standard library, never torch.
+
+Hand-over between steps, each a folder or file in the task's working directory:
+
+    DOWNLOAD_DATA  download.json                          -> data/{train,validation}/NNNN-name, data/source.json (Source)
+    FETCH_MODEL    fetch.json                             -> base (folder, or link into the cache), base.json (Base)
+    PREPARE_DATA   prepare.json data base base.json       -> prepared/ (tokens, resolved.json (Resolved), statistics.json)
+    FINE_TUNE      train.json prepared base base.json     -> adapter/ (PEFT folder), metrics.csv, result.json (Result)
+    EVALUATE       evaluate.json prepared base adapter    -> evaluation.json (EvaluationResult)
+    UPLOAD_MODEL   upload.json adapter evaluation.json …  -> model_s3.txt, manifest.json (Manifest)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetune.config import Data, Evaluation, Hyperparameters, JobSpec, Lora, Output, S3Prefix
+
+
+class StepFile(BaseModel):
+    """Strict, and written with sorted keys so that equal content is equal bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def text(self) -> str:
+        """The file's content."""
+        import json
+
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+class S3(StepFile):
+    """How S3 is reached. Credentials are a 0600 file named here (lines `NAME=value`), else the environment's."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    credentials_file: str | None = None
+
+
+class Pinned(StepFile):
+    """One object of a dataset, as it was when it was checked. Without an ETag (run by hand) whatever is there is taken."""
+
+    uri: S3Prefix | Annotated[str, Field(pattern=r"^file:///")]
+    etag: str | None = None
+    size: int | None = None
+
+
+class ModelSource(StepFile):
+    """Where a base model comes from.
+
+    kind `hub`: location is a Hugging Face id. `s3`: a prefix. `path`: a local folder. `package`: a Python package that
+    carries a GGUF file, converted once to safetensors. revision: hub commit or branch; for the others the sha256 of the
+    files (see `finetune.model.cache.fingerprint`), checked when given.
+    """
+
+    id: str
+    kind: Literal["hub", "s3", "path", "package"]
+    location: str
+    revision: str | None = None
+    template: str | None = Field(None, description="A chat template that replaces the model's own.")
+
+
+class DownloadStep(StepFile):
+    """download.json"""
+
+    training: list[Pinned] = Field(min_length=1)
+    validation: list[Pinned] = Field(default_factory=list)
+    s3: S3 = Field(default_factory=S3)
+    cache_dir: str | None = Field(None, description="Raw objects are kept here by key and ETag.")
+
+
+class FetchStep(StepFile):
+    """fetch.json"""
+
+    model: ModelSource
+    s3: S3 = Field(default_factory=S3)
+    cache_dir: str | None = Field(None, description="Bases are kept here by revision.")
+
+
+class PrepareStep(StepFile):
+    """prepare.json"""
+
+    data: Data
+    hyperparameters: Hyperparameters
+    seed: int
+    cache_dir: str | None = None
+
+
+class TrainStep(StepFile):
+    """train.json"""
+
+    technique: Literal["lora"] = "lora"
+    lora: Lora
+    seed: int
+    state_dir: str | None = Field(
+        None, description="The job's train/ folder: checkpoints, progress.jsonl, result.json. Left out: ./train."
+    )
+    max_runtime_seconds: int | None = None
+
+
+class EvaluateStep(StepFile):
+    """evaluate.json"""
+
+    evaluation: Evaluation
+    seed: int
+
+
+class UploadStep(StepFile):
+    """upload.json. Everything lies below `<path>/<job>/`."""
+
+    job: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    output: Output
+    suffix: str | None = None
+    config: dict[str, Any] = Field(description="The job as asked for, for the manifest.")
+    s3: S3 = Field(default_factory=S3)
+    state_dir: str | None = Field(
+        None, description="Where checkpoints lie; adapter-only copies of the last three are uploaded."
+    )
+    code_version: str = ""
+    image: str | None = None
+
+
+STEP_FILES: dict[str, type[StepFile]] = {
+    "download": DownloadStep,
+    "fetch": FetchStep,
+    "prepare": PrepareStep,
+    "train": TrainStep,
+    "evaluate": EvaluateStep,
+    "upload": UploadStep,
+}
+
+
+class Source(StepFile):
+    """data/source.json: what was downloaded."""
+
+    class File(StepFile):
+        """One downloaded object: its name below data/, where it came from, sha256 and bytes."""
+
+        name: str
+        split: Literal["train", "validation"]
+        uri: str
+        etag: str | None
+        sha256: str
+        size: int
+
+    files: list[File]
+
+
+class Base(StepFile):
+    """base.json: the base model as fetched.
+
+    revision: hub commit, or sha256 over the files' names and sha256 values. parameters: count of weights.
+    template_sha256: of the chat template in force.
+    """
+
+    id: str
+    kind: Literal["hub", "s3", "path", "package"]
+    location: str
+    revision: str
+    parameters: int
+    template: str | None = None
+    template_sha256: str
+
+
+class Resolved(StepFile):
+    """prepared/resolved.json: every `auto` resolved, and what the training will be."""
+
+    technique: Literal["lora"] = "lora"
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    learning_rate: float
+    warmup_ratio: float
+    weight_decay: float
+    lr_scheduler: Literal["cosine", "linear", "constant"]
+    max_length: int
+    gradient_accumulation_steps: int
+    max_grad_norm: float
+    save_steps: int
+    save_total_limit: int
+    eval_steps: int
+    total_steps: int
+    n_examples: int
+    n_validation: int
+    tokens: int = Field(description="Of one epoch, with prompts.")
+    trained_tokens: int = Field(description="Of one epoch: those with loss.")
+    longest: int
+    dropped: int = 0
+    truncated: int = 0
+    data_sha256: str = Field(description="Over the prepared tokens and masks.")
+
+
+class Result(StepFile):
+    """train/result.json: how the training ended. Written last, beside and renamed."""
+
+    status: Literal["succeeded", "failed", "paused", "interrupted"]
+    train_key: str
+    error: dict[str, str | None] | None = None
+    steps: int = 0
+    trained_tokens: int = Field(0, description="Over all epochs.")
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    precision: str = "float32"
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class EvaluationResult(StepFile):
+    """evaluation.json: the adapter on the held-out rows (`base_*`: the base on the same rows), and what it answers."""
+
+    class Sample(StepFile):
+        """One question, what was wanted (None for evaluation.prompts), and what base and adapter answered."""
+
+        prompt: str
+        wanted: str | None
+        base: str | None
+        answer: str
+
+    rows: int
+    loss: float | None = None
+    token_accuracy: float | None = None
+    base_loss: float | None = None
+    base_token_accuracy: float | None = None
+    exact_match: float | None = None
+    contains: float | None = None
+    samples: list[Sample] = Field(default_factory=list)
+
+
+class Manifest(StepFile):
+    """manifest.json beside the adapter on S3: where it came from and the sha256 of every file. Uploaded last."""
+
+    class File(StepFile):
+        """One object below the prefix: its relative key, sha256 and bytes."""
+
+        path: str
+        sha256: str
+        size: int
+
+    version: Literal[1] = 1
+    job: str
+    suffix: str | None
+    created_at: int
+    base: Base
+    dataset: Source
+    config: dict[str, Any]
+    resolved: Resolved
+    result: Result
+    evaluation: EvaluationResult | None
+    code_version: str
+    image: str | None
+    files: list[File] = Field(description="Every object below the prefix but the manifest itself.")
+
+
+def plan(
+    spec: JobSpec,
+    *,
+    job: str,
+    training: list[Pinned],
+    validation: list[Pinned],
+    model: ModelSource,
+    s3: S3,
+    cache_dir: str | None = None,
+    state_dir: str | None = None,
+    code_version: str = "",
+    image: str | None = None,
+) -> dict[str, StepFile]:
+    """The six step files of a job, by step name.
+
+    Args:
+        spec: The job.
+        job: Its id: the last part of its S3 prefix.
+        training: The dataset's objects.
+        validation: The validation set's objects; may be empty.
+        model: The base, resolved through the models file.
+        s3: How the tasks reach S3.
+        cache_dir: Content-addressed cache shared by jobs.
+        state_dir: The job's train/ folder.
+        code_version: Of LlamaFlow, for the manifest.
+        image: The container image by digest, for the manifest.
+    """
+    return {
+        "download": DownloadStep(training=training, validation=validation, s3=s3, cache_dir=cache_dir),
+        "fetch": FetchStep(model=model, s3=s3, cache_dir=cache_dir),
+        "prepare": PrepareStep(
+            data=spec.data, hyperparameters=spec.hyperparameters, seed=spec.seed, cache_dir=cache_dir
+        ),
+        "train": TrainStep(
+            lora=spec.lora, seed=spec.seed, state_dir=state_dir, max_runtime_seconds=spec.execution.max_runtime_seconds
+        ),
+        "evaluate": EvaluateStep(evaluation=spec.evaluation, seed=spec.seed),
+        "upload": UploadStep(
+            job=job,
+            output=spec.output,
+            suffix=spec.suffix,
+            config=spec.model_dump(mode="json"),
+            s3=s3,
+            state_dir=state_dir,
+            code_version=code_version,
+            image=image,
+        ),
+    }

@@ -1,0 +1,93 @@
+"""The loss at the trained positions, and nowhere else: most of a chat is its prompt, and the vocabulary is wide.
+
+Examples are padded on the right and get no attention mask: attention is causal, so no token of an example ever sees its
+padding. Used by training and by evaluation alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from finetune.data.encode import Example
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of some examples.
+
+    Attributes:
+        loss: Negative log-likelihood (nats) summed over the trained tokens, float32 scalar, with its graph.
+        correct: Trained tokens that were the most likely ones, int64 scalar.
+        tokens: Trained tokens.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    tokens: int
+
+
+def pad(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One micro-batch.
+
+    Args:
+        examples: With n tokens at most.
+        pad_id: Fills up on the right.
+    Returns:
+        tokens int64 and mask bool, both of shape (examples, n).
+    """
+    width = max(len(example.tokens) for example in examples)
+    tokens = torch.full((len(examples), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(examples), width), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        length = len(example.tokens)
+        tokens[row, :length] = torch.tensor(example.tokens, dtype=torch.int64)
+        mask[row, :length] = torch.tensor(example.mask, dtype=torch.bool)
+    return tokens, mask
+
+
+def score(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> Score:
+    """Run a causal language model on a micro-batch.
+
+    Args:
+        model: A transformers or peft model.
+        tokens: int64, shape (rows, n).
+        mask: bool, same shape: this token carries loss as a target. The first of a row never does.
+    """
+    where = model.device
+    tokens, wanted = tokens.to(where), mask[:, 1:].to(where)
+    targets = tokens[:, 1:][wanted]
+    with logits_at(model, wanted), _autocast(model):
+        logits = model(input_ids=tokens, use_cache=False).logits[0].float()
+    loss = functional.cross_entropy(logits, targets, reduction="sum")
+    correct = (logits.detach().argmax(-1) == targets).sum()
+    return Score(loss, correct, len(targets))
+
+
+@contextmanager
+def logits_at(model: Any, wanted: torch.Tensor) -> Iterator[None]:
+    """Let the output layer see only some positions; whatever a model does with logits after it (scaling, capping) is kept.
+
+    Args:
+        model: Its logits come out with shape (1, k, vocabulary).
+        wanted: bool, shape (rows, n - 1), k of them True: positions whose next token is predicted.
+    """
+
+    def select(_layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return inputs[0][:, :-1][wanted][None], *inputs[1:]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _autocast(model: Any) -> Any:
+    """bfloat16 arithmetic for the float32 adapter too, if the base is in bfloat16."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)

@@ -1,0 +1,128 @@
+"""What a worker does with what others left: runs that never started, machines that restarted, jobs that end their workers.
+
+Nextflow is stood in for by a script that ends as it is told: only its end matters here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.models import Run, new_id
+from app.worker import folder, launch
+from app.worker.claim import Claim
+from app.worker.outage import Recovery
+from app.worker.validate import validate
+from tests.app.worker.services import World, until
+
+pytestmark = pytest.mark.db
+
+
+def launcher(world: World, script: str) -> None:
+    """Let the worker start this instead of Nextflow."""
+    path = world.settings.state_dir / "nextflow"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    world.settings = world.settings.model_copy(update={"nextflow": path})
+
+
+async def ended(world: World, job_id: str) -> Any:
+    async with world.working():
+        return await until(lambda: world.is_over(job_id))
+
+
+async def left_run(world: World, job_id: str, boot_id: str) -> Run:
+    """The row of a run that a worker left without an end."""
+    job = await world.get(job_id)
+    home = folder.of(world.settings, job_id)
+    here = launch.process.here(world.settings.boot_id_file)
+    row = Run(
+        id=new_id("run_"), project_id=job.project_id, job_id=job_id, attempt=1, fence=0, profile="local",
+        session_uuid="11111111-2222-3333-4444-555555555555", folder=str(home.run(1)), host=world.settings.hostname,
+        boot_id=boot_id or here.boot_id, pid_namespace=here.pid_namespace,
+    )  # fmt: skip
+    async with world.database.transaction() as db:
+        db.add(row)
+    home.run(1).mkdir(parents=True)
+    return row
+
+
+async def test_a_run_lost_three_times_without_progress_fails(world: World) -> None:
+    launcher(world, "kill -9 $$")
+    job_id = await world.job(await world.project(), status="queued")
+    job = await ended(world, job_id)
+    assert (job.status, job.error["code"]) == ("failed", "crash_loop")
+    assert [run.exit_status for run in await world.rows(Run)] == [-9, -9, -9]
+
+
+async def test_what_nextflow_itself_says_is_told(world: World) -> None:
+    launcher(world, "echo 'ERROR ~ Unknown configuration profile: moon'; exit 1")
+    job = await ended(world, await world.job(await world.project(), status="queued"))
+    assert (job.status, job.error["code"]) == ("failed", "internal_error")
+    assert "profile: moon" in job.error["message"]
+
+
+async def test_a_run_whose_process_was_never_started_is_launched_anew(world: World) -> None:
+    launcher(world, "echo 'ERROR ~ second'; exit 1")
+    job_id = await world.job(await world.project(), status="queued")
+    row = await left_run(world, job_id, "")
+    job = await ended(world, job_id)
+    assert "second" in job.error["message"]
+    assert [run.attempt for run in await world.rows(Run)] == [1, 2]
+    assert json.loads((Path(row.folder) / "handle.json").read_text()) == {"given_up": True}
+
+
+async def test_after_a_restart_of_the_machine_the_run_is_started_again(world: World) -> None:
+    launcher(world, "echo 'ERROR ~ second'; exit 1")
+    job_id = await world.job(await world.project(), status="running")
+    row = await left_run(world, job_id, "an earlier boot")
+    pid_of_another = {"pid": 1, "started": "1", "boot_id": "an earlier boot", "pid_namespace": row.pid_namespace}
+    (Path(row.folder) / "handle.json").write_text(json.dumps(pid_of_another))
+    job = await ended(world, job_id)
+    assert "second" in job.error["message"]
+    assert "The pipeline was lost; it is started again from what it had done." in await world.messages(job_id)
+
+
+async def test_a_dataset_that_ends_its_workers_fails_the_job(world: World) -> None:
+    job_id = await world.job(await world.project())
+    dying = world.settings.model_copy(update={"s3_endpoint": "not a url"})
+    for number in range(3):
+        claim = Claim(job_id, 0, f"worker-{number}")
+        try:
+            await validate(world.database, dying, claim)
+        except ValueError:
+            assert number < 2
+    job = await world.get(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "crash_loop")
+
+
+async def test_a_job_that_cannot_have_its_folder_says_so(world: World) -> None:
+    launcher(world, "exit 1")
+    (world.settings.state_dir / "runs").write_text("a file where a folder should be")
+    job = await ended(world, await world.job(await world.project(), status="queued"))
+    assert (job.status, job.error["code"]) == ("failed", "internal_error")
+    assert "could not be started" in job.error["message"]
+
+
+def test_no_secret_of_the_worker_reaches_the_tasks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("HF_TOKEN", "canary")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = launch._environment(world.settings, {"NXF_OFFLINE": "true"})
+    assert (made["NXF_OFFLINE"], made["OMP_NUM_THREADS"]) == ("true", "1")
+    assert "canary" not in made.values()
+
+
+def test_after_an_outage_a_whole_lease_passes_before_anything_is_taken_over() -> None:
+    recovery = Recovery(0.0)
+    assert not recovery.over
+    recovery.answered()
+    assert recovery.over
+    recovery.failed()
+    assert not recovery.over
+    slow = Recovery(60.0)
+    slow.answered()
+    assert not slow.over

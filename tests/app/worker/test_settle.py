@@ -1,0 +1,117 @@
+"""The end of a job from what lies on S3: read back before it is believed, and an accepted cancel wins."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.jobs import lifecycle
+from app.models import AdapterVersion, Run, Stage, new_id
+from app.nextflow.process import ExitRecord
+from app.worker import folder, presence, settle
+from app.worker.claim import Claim
+from app.worker.context import Context, Hand
+from tests.app.worker.services import World
+
+pytestmark = pytest.mark.db
+
+SHA = "0" * 64
+WELL = ExitRecord(0, asked=False)
+
+
+def manifest(job_id: str) -> dict[str, Any]:
+    """A manifest as UPLOAD_MODEL writes it, of an adapter of four bytes."""
+    resolved = {
+        "n_epochs": 1, "batch_size": 1, "learning_rate_multiplier": 1.0, "learning_rate": 1e-3, "warmup_ratio": 0.1,
+        "weight_decay": 0.0, "lr_scheduler": "cosine", "max_length": 128, "gradient_accumulation_steps": 1,
+        "max_grad_norm": 1.0, "save_steps": 5, "save_total_limit": 3, "eval_steps": 10, "total_steps": 10,
+        "n_examples": 10, "n_validation": 0, "tokens": 100, "trained_tokens": 50, "longest": 10, "data_sha256": SHA,
+    }  # fmt: skip
+    base = {"id": "tiny", "kind": "path", "location": "x", "revision": SHA, "parameters": 1, "template_sha256": SHA}
+    return {
+        "job": job_id, "suffix": None, "created_at": 1, "base": base, "dataset": {"files": []}, "config": {},
+        "resolved": resolved, "result": {"status": "succeeded", "train_key": "k", "trained_tokens": 50},
+        "evaluation": {"rows": 3, "loss": 0.5, "samples": []}, "code_version": "1", "image": None,
+        "files": [{"path": "adapter/adapter_model.safetensors", "sha256": SHA, "size": 4}],
+    }  # fmt: skip
+
+
+async def finished(world: World, **wrong: Any) -> tuple[Context, Hand, Run]:
+    """A running job whose run has ended well and uploaded; `wrong` stands in its manifest."""
+    project = await world.project()
+    job_id = await world.job(project, status="running", suffix="a")
+    home = folder.of(world.settings, job_id)
+    row = Run(
+        id=new_id("run_"), project_id=project, job_id=job_id, attempt=1, fence=0, profile="local", host="h",
+        session_uuid="u", folder=str(home.run(1)),
+    )  # fmt: skip
+    async with world.database.transaction() as db:
+        db.add(row)
+        await db.flush()
+        stage = Stage(id=new_id("stage_"), project_id=project, job_id=job_id, run_id=row.id, process="UPLOAD_MODEL")
+        stage.task_hash, stage.attempt, stage.status = "aa/bb", 1, "running"
+        db.add(stage)
+    world.put(f"model/{job_id}/adapter/adapter_model.safetensors", b"1234")
+    world.put(f"model/{job_id}/manifest.json", json.dumps(manifest(job_id) | wrong).encode())
+    return Context(world.settings, world.database, presence.myself(world.settings)), Hand(Claim(job_id, 0, None)), row
+
+
+async def succeed(world: World, context: Context, hand: Hand, run: Run) -> Any:
+    await settle.succeed(context, hand, await world.get(hand.job_id), run, WELL)
+    return await world.get(hand.job_id)
+
+
+async def test_success_is_believed_when_the_result_lies_on_s3(stored: World) -> None:
+    context, hand, run = await finished(stored)
+    job = await succeed(stored, context, hand, run)
+    assert (job.status, job.trained_tokens, job.usage["estimated_cost"]) == ("succeeded", 50, None)
+    (version,) = await stored.rows(AdapterVersion)
+    assert (version.model, version.metrics) == (job.fine_tuned_model, {"rows": 3, "loss": 0.5})
+    assert [stage.status for stage in await stored.rows(Stage)] == ["aborted"]
+    assert (await succeed(stored, context, hand, run)).last_seq == job.last_seq
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"job": "another-job"},
+        {"files": [{"path": "adapter/adapter_model.safetensors", "sha256": SHA, "size": 5}]},
+        {"files": []},
+        {"result": {}},
+    ],
+    ids=["of another job", "of a longer file", "of no adapter", "no manifest"],
+)
+async def test_a_result_that_is_not_as_its_manifest_says_fails(stored: World, wrong: dict[str, Any]) -> None:
+    context, hand, run = await finished(stored, **wrong)
+    job = await succeed(stored, context, hand, run)
+    assert (job.status, job.error["code"]) == ("failed", "manifest_mismatch")
+    assert await stored.rows(AdapterVersion) == []
+
+
+async def test_a_result_that_is_not_there_fails(stored: World) -> None:
+    context, hand, run = await finished(stored)
+    settle.objects.remove(settle.objects.connect(stored.settings), f"s3://llamaflow-data/model/{hand.job_id}/")
+    job = await succeed(stored, context, hand, run)
+    assert (job.status, job.error["code"]) == ("failed", "manifest_mismatch")
+    assert "not on S3" in job.error["message"]
+
+
+async def test_accepted_cancel_never_ends_succeeded(stored: World) -> None:
+    """The cancel comes after the upload and before the end is written."""
+    context, hand, run = await finished(stored)
+    await stored.cancel(hand.job_id)
+    assert (await succeed(stored, context, hand, run)).status == "running"
+    await settle.cancel(context, hand, await stored.get(hand.job_id), run)
+    job = await stored.get(hand.job_id)
+    assert (job.status, job.fine_tuned_model, job.output) == ("cancelled", None, None)
+    assert (await stored.rows(AdapterVersion), stored.keys(f"model/{hand.job_id}/")) == ([], [])
+
+
+async def test_a_hand_that_lost_its_fence_settles_nothing(stored: World) -> None:
+    context, hand, run = await finished(stored)
+    stale = Hand(Claim(hand.job_id, hand.fence - 1, None))
+    with pytest.raises(lifecycle.FenceLost):
+        await succeed(stored, context, stale, run)
+    assert (await stored.get(hand.job_id)).status == "running"
