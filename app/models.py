@@ -1,4 +1,4 @@
-"""One page of tables. All times are the database's clock (`clock_timestamp()`), stored with time zone.
+"""One page of tables, longer than others for being one. All times are the database's clock (`clock_timestamp()`), stored with time zone.
 
 Every row belongs to a project. A fact about a job is an event written in the fact's own transaction (app/jobs/lifecycle.py).
 Ids are prefix + 24 base62 characters.
@@ -60,6 +60,13 @@ class Table(DeclarativeBase):
         int: BigInteger,
         bytes: LargeBinary,
     }
+
+
+_FINAL_EVENT = (
+    "job_id is not null and type in "
+    "('fine_tuning.job.succeeded', 'fine_tuning.job.failed', 'fine_tuning.job.cancelled')"
+)
+_OPEN = "status in ('validating_files', 'queued', 'running', 'paused')"
 
 
 def _now() -> Any:
@@ -141,6 +148,7 @@ class Job(Table):
         ),
         CheckConstraint("(status = 'failed') = (error is not null)", name="error_is_failed"),
         CheckConstraint("(worker_id is null) = (lease_until is null)", name="lease_has_owner"),
+        CheckConstraint("(status = 'paused') = (paused_at is not null)", name="paused_at_is_paused"),
         Index("ix_jobs_project_created", "project_id", text("created_at desc"), "id"),
         Index(
             "ix_jobs_claimable",
@@ -156,6 +164,8 @@ class Job(Table):
             postgresql_where=text("idempotency_key is not null"),
         ),
         Index("ix_jobs_request_hash", "api_key_id", "request_hash", "created_at"),
+        Index("ix_jobs_open", "api_key_id", postgresql_where=text(_OPEN)),
+        Index("ix_jobs_running", "project_id", postgresql_where=text("status = 'running'")),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -190,6 +200,9 @@ class Job(Table):
     estimated_finish: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     pause_requested_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    logs_uri: Mapped[str | None] = mapped_column(comment="S3 prefix of its logs, once its folder was cleared")
     fence: Mapped[int] = mapped_column(server_default="0")
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
@@ -220,6 +233,31 @@ class Run(Table):
     started_at: Mapped[datetime] = _now()
     finished_at: Mapped[datetime | None]
     exit_status: Mapped[int | None]
+
+
+class RunToken(Table):
+    """What FINE_TUNE and EVALUATE hold where they share no disk with a worker: good for one run, until it is settled. The hash only."""
+
+    __tablename__ = "run_tokens"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    hash: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class TrainLease(Table):
+    """Who trains a train key where no lock can be shared through a disk."""
+
+    __tablename__ = "train_leases"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    train_key: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str]
+    lease_until: Mapped[datetime]
+    created_at: Mapped[datetime] = _now()
 
 
 class Stage(Table):
@@ -334,21 +372,52 @@ class WebhookEndpoint(Table):
     event_types: Mapped[list[str]]
     created_at: Mapped[datetime] = _now()
     disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+
+
+class WebhookHost(Table):
+    """The breaker of one receiving host (host:port): after failures in a row nothing is sent there until `open_until`."""
+
+    __tablename__ = "webhook_hosts"
+    host: Mapped[str] = mapped_column(primary_key=True)
+    failures: Mapped[int] = mapped_column(server_default="0")
+    open_until: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = _now()
 
 
 class WebhookDelivery(Table):
-    """One event owed to one URL. `body` stays the same bytes on every attempt; its id is the event's `evt_…`."""
+    """One event owed to one URL; `seq` is the job's event it tells. `body` stays the same bytes on every attempt; its id is the `evt_…`."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         CheckConstraint("status in ('pending', 'delivered', 'dead')", name="status"),
         Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
         Index("ix_webhook_deliveries_job", "job_id", "created_at"),
-        UniqueConstraint("job_id", "type", "url", "endpoint_id", postgresql_nulls_not_distinct=True),
+        Index(
+            "uq_webhook_deliveries_event",
+            "job_id",
+            "seq",
+            "type",
+            "url",
+            "endpoint_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("job_id is not null"),
+        ),
+        Index(
+            "uq_webhook_deliveries_final",
+            "job_id",
+            "url",
+            "endpoint_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text(_FINAL_EVENT),
+        ),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    seq: Mapped[int | None]
     endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id"))
     event_id: Mapped[str] = mapped_column(comment="evt_…, the webhook-id header")
     type: Mapped[str]

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
 
 from app.events import service as events
-from app.models import Job
+from app.models import Event, Job
 from app.webhooks import outbox
 
 
@@ -102,8 +102,8 @@ async def queued(db: AsyncSession, job: Job, *, fence: int) -> None:
 async def running(db: AsyncSession, job: Job, *, fence: int) -> None:
     """The pipeline was launched."""
     job.started_at = await now(db)
-    await _move(db, job, Status.RUNNING, "Fine-tuning job started", fence=fence)
-    await outbox.owe(db, job, "fine_tuning.job.running")
+    event = await _move(db, job, Status.RUNNING, "Fine-tuning job started", fence=fence)
+    await outbox.owe(db, job, "fine_tuning.job.running", event)
 
 
 async def succeeded(db: AsyncSession, job: Job, *, fence: int) -> None:
@@ -127,14 +127,15 @@ async def cancelled(db: AsyncSession, job: Job, *, fence: int | None) -> None:
 
 async def paused(db: AsyncSession, job: Job, *, fence: int | None) -> None:
     """Stopped on intent at a checkpoint; its slot is free."""
-    await _move(db, job, Status.PAUSED, "Fine-tuning job paused", fence=fence, level="warn")
+    job.paused_at = await now(db)
+    event = await _move(db, job, Status.PAUSED, "Fine-tuning job paused", fence=fence, level="warn")
     _disown(job)
-    await outbox.owe(db, job, "fine_tuning.job.paused")
+    await outbox.owe(db, job, "fine_tuning.job.paused", event)
 
 
 async def resumed(db: AsyncSession, job: Job) -> None:
     """Asked to go on: waits for a slot."""
-    job.pause_requested_at = None
+    job.pause_requested_at = job.paused_at = None
     await _move(db, job, Status.QUEUED, "Fine-tuning job resumed, moving job to queued state", fence=None)
     await wake(db, job.id)
 
@@ -160,10 +161,10 @@ async def _finish(
     error: dict[str, Any] | None = None,
 ) -> None:
     job.finished_at, job.error = await now(db), error  # with the status in one flush: the table allows no other way
-    job.estimated_finish = None
-    await _move(db, job, to, message, fence=fence, level=level, data={"error": error} if error else None)
+    job.estimated_finish = job.paused_at = None
+    event = await _move(db, job, to, message, fence=fence, level=level, data={"error": error} if error else None)
     _disown(job)
-    await outbox.owe(db, job, f"fine_tuning.job.{to}")
+    await outbox.owe(db, job, f"fine_tuning.job.{to}", event)
 
 
 async def _move(
@@ -175,13 +176,13 @@ async def _move(
     fence: int | None,
     level: str = "info",
     data: dict[str, Any] | None = None,
-) -> None:
+) -> Event:
     if fence is not None and job.fence != fence:
         raise FenceLost(f"{job.id}: fence {fence} is gone, it is {job.fence} now")
     if to not in NEXT[Status(job.status)]:
         raise IllegalTransition(f"{job.id}: {job.status} -> {to}")
     job.status = to
-    await events.record(db, job, message, level=level, data=data)
+    return await events.record(db, job, message, level=level, data=data)
 
 
 def _disown(job: Job) -> None:

@@ -10,16 +10,22 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
 
-from app.models import FINAL, Job, WebhookDelivery, WebhookEndpoint, new_id
+from app.models import FINAL, Event, Job, WebhookDelivery, WebhookEndpoint, new_id
 
 DEFAULT_ENDPOINT_EVENTS = tuple(f"fine_tuning.job.{status}" for status in FINAL)
 
 
-async def owe(db: AsyncSession, job: Job, type: str) -> None:
+async def owe(db: AsyncSession, job: Job, type: str, event: Event) -> None:
     """Owe `type` to the job's callback URL and to every endpoint of its project that asked for it.
 
     Every terminal event goes to the callback URL, others when `callback_events` names them. Written once: the table refuses
-    a second delivery of the same event to the same URL.
+    a second delivery of the same event to the same URL, and a second terminal one of a job.
+
+    Args:
+        db: The transaction of the fact.
+        job: Whose.
+        type: Such as `fine_tuning.job.succeeded`.
+        event: The event of the job's history that this tells.
     """
     targets: list[tuple[str, str | None]] = []
     if job.callback_url and (type in DEFAULT_ENDPOINT_EVENTS or type in (job.callback_events or [])):
@@ -43,6 +49,7 @@ async def owe(db: AsyncSession, job: Job, type: str) -> None:
                 id=new_id("whd_"),
                 project_id=job.project_id,
                 job_id=job.id,
+                seq=event.seq,
                 endpoint_id=endpoint_id,
                 event_id=event_id,
                 type=type,
