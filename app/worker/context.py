@@ -51,7 +51,8 @@ class Hand:
     async def rest(self, seconds: float) -> None:
         """Wait until woken, or so long."""
         try:
-            await asyncio.wait_for(self.wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.wake.wait()
         except TimeoutError:
             return
         self.wake.clear()

@@ -73,7 +73,8 @@ class Deliveries:
                 self.wake.clear()
                 await self._start_due()
                 try:
-                    await asyncio.wait_for(self.wake.wait(), self._context.settings.poll_seconds)
+                    async with asyncio.timeout(self._context.settings.poll_seconds):
+                        await self.wake.wait()
                 except TimeoutError:
                     continue
         finally:

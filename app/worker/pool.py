@@ -76,7 +76,8 @@ class Pool:
                     raise
                 self._recovery.failed()
             try:
-                await asyncio.wait_for(self.wake.wait(), self._context.settings.poll_seconds)
+                async with asyncio.timeout(self._context.settings.poll_seconds):
+                    await self.wake.wait()
             except TimeoutError:
                 continue
 
@@ -184,7 +185,8 @@ class Pool:
             await self._stumbled(hand)
         finally:
             with contextlib.suppress(TimeoutError):  # a database that is away while the worker goes: the lease runs out
-                await asyncio.wait_for(insist(lambda: self._let_go(hand)), GOING_SECONDS if self._closing else None)
+                async with asyncio.timeout(GOING_SECONDS if self._closing else None):
+                    await insist(lambda: self._let_go(hand))
             self._held.pop(hand.job_id, None)
             self.wake.set()
 

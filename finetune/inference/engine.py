@@ -107,7 +107,8 @@ class Answering:
             EngineError: The answer broke off.
         """
         try:
-            event = await asyncio.wait_for(self.events.get(), seconds)
+            async with asyncio.timeout(seconds):
+                event = await self.events.get()
         except TimeoutError:
             return None
         if isinstance(event, EngineError):

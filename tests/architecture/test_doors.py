@@ -105,3 +105,15 @@ def test_no_file_is_too_long() -> None:
 def test_every_room_says_what_it_is_for() -> None:
     silent = [path for package in ("app", "finetune") for path, tree in sources(package) if not ast.get_docstring(tree)]
     assert silent == []
+
+
+def test_nothing_waits_in_a_way_that_may_swallow_a_cancellation() -> None:
+    """Before Python 3.12 asyncio.wait_for returns, and loses the cancellation, when what it waits for ends at the same moment."""
+    waits = [
+        path for package in ("app", "finetune") for path, tree in sources(package) if "wait_for" in _attributes(tree)
+    ]
+    assert waits == [], "use `async with asyncio.timeout(…)`"
+
+
+def _attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
