@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from finetune import environment, s3
 from finetune.exit_codes import StepError
-from finetune.model.cache import address, file_sha256, locked, making, recall, remember
+from finetune.model.cache import address, file_sha256, locked, making, recall, remember, touch
 from finetune.progress import write_atomic, write_report
 from finetune.steps import DownloadStep, Pinned, Source
 
@@ -111,8 +111,9 @@ def _from_s3(step: DownloadStep, pinned: Pinned, target: Path, param: str) -> tu
             remember(cache, key, {"sha256": sha256, "uri": pinned.uri, "etag": etag})
         elif pinned.size is not None and kept.stat().st_size != pinned.size:
             raise StepError("object_changed", f"{pinned.uri} changed after the job was checked.", param=param)
-    _place(kept, target)
-    return str(recall(cache, key)["sha256"]), etag
+        touch(kept.parent)
+        _place(kept, target)
+        return str(recall(cache, key)["sha256"]), etag
 
 
 def _copy_local(pinned: Pinned, target: Path, param: str) -> None:

@@ -77,6 +77,16 @@ def cache_dir(given: str | None = None) -> Path:
     return Path(given or os.environ.get("LLAMAFLOW_CACHE_DIR") or "~/.cache/llamaflow").expanduser().absolute()
 
 
+def adapter_cache_bytes() -> int:
+    """`LLAMAFLOW_ADAPTER_CACHE_BYTES`: how much the engine keeps of adapters it brought from S3. Default 10 GiB."""
+    return int(os.environ.get("LLAMAFLOW_ADAPTER_CACHE_BYTES") or 10 << 30)
+
+
+def upload_patience() -> float:
+    """`LLAMAFLOW_UPLOAD_PATIENCE`: seconds that UPLOAD_MODEL waits for an S3 that is away. Default: a quarter of an hour."""
+    return float(os.environ.get("LLAMAFLOW_UPLOAD_PATIENCE") or 900)
+
+
 def models_file() -> Path | None:
     """`LLAMAFLOW_MODELS_FILE`: a models.toml instead of the one that comes with LlamaFlow."""
     name = os.environ.get("LLAMAFLOW_MODELS_FILE")

@@ -1,4 +1,4 @@
-"""S3: one client, called in threads of its own; every failure is an ApiError that names bucket and key.
+"""The service's S3: its one client, and for the API calls in threads of their own; every failure is an ApiError that names bucket and key.
 
 Signature v4, path style, bounded waits. Knows objects, nothing of files or jobs; who may name which address stands in paths.py.
 """
@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import boto3
@@ -55,7 +55,7 @@ class Storage:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._client = _client(settings)
+        self._client = connect(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
 
     async def call(
@@ -114,6 +114,16 @@ class Storage:
         bucket, key = split(uri)
         await self.call(uri, None, self._client.delete_object, Bucket=bucket, Key=key)
 
+    async def clear(self, prefix: str) -> None:
+        """Remove every object below a prefix that ends in `/`, until a listing is empty."""
+        bucket, key = split(prefix)
+        if not key.strip("/") or not key.endswith("/"):
+            raise ValueError(f"{prefix!r} is no folder of a bucket")
+        list_them = partial(self._client.list_objects_v2, Bucket=bucket, Prefix=key)
+        while found := (await self.call(prefix, None, list_them)).get("Contents", []):
+            for row in found:
+                await self.delete(f"s3://{bucket}/{row['Key']}")
+
     async def read(self, uri: str) -> tuple[Object, AsyncIterator[bytes]]:
         """The object at `uri` and its content in chunks."""
         bucket, key = split(uri)
@@ -138,7 +148,6 @@ class Storage:
     def close(self) -> None:
         """Give the threads back; calls under way end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
 
 
 class Multipart:
@@ -168,8 +177,15 @@ class Multipart:
         await self._storage.call(self.uri, None, end)
 
 
-def _client(settings: Settings) -> S3Client:
-    access, secret, token = settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token
+def connect(settings: Settings) -> S3Client:
+    """The client for the settings' endpoint. One a process: making it takes a while, and threads may share it."""
+    keys = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
+    plain = [key.get_secret_value() if key is not None else None for key in keys]
+    return _client(settings.s3_endpoint, settings.s3_region, *plain)
+
+
+@lru_cache(maxsize=4)
+def _client(endpoint: str | None, region: str, access: str | None, secret: str | None, token: str | None) -> S3Client:
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path"},
@@ -179,14 +195,10 @@ def _client(settings: Settings) -> S3Client:
         max_pool_connections=THREADS,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        proxies={} if settings.s3_endpoint and is_near(settings.s3_endpoint) else None,
+        proxies={} if endpoint and is_near(endpoint) else None,
     )
-    session = boto3.session.Session(
-        aws_access_key_id=access.get_secret_value() if access else None,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        aws_session_token=token.get_secret_value() if token else None,
-    )
-    return session.client("s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region, config=config)
+    session = boto3.session.Session(aws_access_key_id=access, aws_secret_access_key=secret, aws_session_token=token)
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def split(uri: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The worker's S3: looks at datasets, streams them, reads a manifest back, removes what a cancelled job uploaded.
+"""What the worker does on S3: looks at datasets, streams them, reads a manifest back, removes what a cancelled job uploaded.
 
 Blocking calls, made in threads. Every failure is a StepError that names the object; `s3_unavailable` is the one worth waiting for.
 """
@@ -7,48 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
-
-from app.settings import Settings
 from finetune.exit_codes import StepError
 from finetune.plan import DATASET
-from finetune.s3 import errors, head, is_near, listing, split
+from finetune.s3 import errors, head, listing, split
 from finetune.steps import Pinned
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 else:
     S3Client = Any
-
-
-def connect(settings: Settings) -> S3Client:
-    """The client for the settings' endpoint: signature v4, path style, short waits; the worker itself waits longer.
-
-    One a process: making it takes a while, and threads may share it.
-    """
-    keys = (settings.s3_access_key, settings.s3_secret_key, settings.s3_session_token)
-    plain = [key.get_secret_value() if key is not None else None for key in keys]
-    return _client(settings.s3_endpoint, settings.s3_region, *plain)
-
-
-@lru_cache(maxsize=4)
-def _client(endpoint: str | None, region: str, access: str | None, secret: str | None, token: str | None) -> S3Client:
-    session = boto3.session.Session(aws_access_key_id=access, aws_secret_access_key=secret, aws_session_token=token)
-    config = Config(
-        signature_version="s3v4",
-        s3={"addressing_style": "path"},
-        connect_timeout=5,
-        read_timeout=30,
-        retries={"total_max_attempts": 2, "mode": "standard"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        proxies={} if endpoint and is_near(endpoint) else None,
-    )
-    return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def pin(s3: S3Client, uri: str, param: str) -> list[Pinned]:

@@ -18,6 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.service import register_version
+from app.files.storage import connect
 from app.jobs import lifecycle
 from app.models import FINAL, Checkpoint, File, Job, Run, Stage, new_id
 from app.nextflow import process
@@ -157,7 +158,7 @@ async def cancel(context: Context, hand: Hand, job: Job, run: Run | None) -> Non
 
 async def _remove(context: Context, hand: Hand, prefix: str) -> None:
     try:
-        removed = await _insist_on_s3(hand, lambda: objects.remove(objects.connect(context.settings), prefix))
+        removed = await _insist_on_s3(hand, lambda: objects.remove(connect(context.settings), prefix))
     except StepError as problem:  # no such bucket, or no right to remove: then nothing was put there either
         log.warning("not_removed", job=hand.job_id, prefix=prefix, error=problem.message)
     else:
@@ -206,7 +207,7 @@ async def _read_back(context: Context, hand: Hand, job: Job) -> Product | StepEr
     prefix = result_prefix(job)
 
     def once() -> Product:
-        s3 = objects.connect(context.settings)
+        s3 = connect(context.settings)
         content = objects.read(s3, f"{prefix}manifest.json")
         manifest = Manifest.model_validate_json(content)
         weights = next((file for file in manifest.files if file.path == "adapter/adapter_model.safetensors"), None)

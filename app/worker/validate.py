@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database
+from app.files.storage import connect
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Status
 from app.models import File, Job
@@ -165,6 +166,8 @@ async def _settle(database: Database, claim: Claim, outcome: Pins | StepError | 
         job.training_objects = [row.model_dump(mode="json") for row in outcome.training]
         job.validation_objects = [row.model_dump(mode="json") for row in outcome.validation]
         await lifecycle.queued(db, job, fence=claim.fence)
+        if job.pause_requested_at is not None:
+            await lifecycle.paused(db, job, fence=claim.fence)
 
 
 def examine(settings: Settings, dataset: Dataset, stop: threading.Event) -> Pins | StepError:
@@ -174,7 +177,7 @@ def examine(settings: Settings, dataset: Dataset, stop: threading.Event) -> Pins
         The objects, or what is wrong.
     """
     try:
-        s3 = objects.connect(settings)
+        s3 = connect(settings)
         training = objects.pin(s3, dataset.training, "training_file")
         _read(s3, settings, dataset, training, stop, "training_file", MIN_EXAMPLES)
         if dataset.validation is None:

@@ -20,7 +20,7 @@ from finetune.data.problems import File
 from finetune.data.resolve import resolve
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
-from finetune.model.cache import address, file_sha256, locked, making
+from finetune.model.cache import address, file_sha256, locked, making, touch
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, PrepareStep, Resolved, Source
 
@@ -57,8 +57,9 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
         if not cached:
             with making(kept) as folder:
                 prepare(step, base, tokenizer, files, context, folder)
+        touch(kept)
         place(kept, out / "prepared")
-    found = json.loads((kept / "statistics.json").read_text(encoding="utf-8"))
+    found = json.loads((out / "prepared" / "statistics.json").read_text(encoding="utf-8"))
     message = found.pop("message") + (" (cached)" if cached else "") + "."
     write_report(out, "prepare", message, found | {"cached": cached})
 

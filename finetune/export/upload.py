@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from finetune import s3
+from finetune import environment, s3
 from finetune.download import size_text
 from finetune.exit_codes import StepError
 from finetune.export.archive import pack
@@ -24,7 +24,6 @@ from finetune.model.cache import SAFE_NAME, file_sha256
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, EvaluationResult, Manifest, Resolved, Result, Source, StepFile, UploadStep
 
-PATIENCE_SECONDS = 15 * 60
 CHECKPOINTS = 3
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -49,12 +48,12 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
     described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
     manifest = build_manifest(step, inputs, described)
     write_atomic(out / "manifest.json", manifest.text())
-    client = s3.client(step.s3)
+    client, patience = s3.client(step.s3), environment.upload_patience()
     for entry, (name, path) in zip(described, files, strict=True):
-        send(client, path, prefix + name, entry.sha256)
+        send(client, path, prefix + name, entry.sha256, patience=patience)
         print(f"{name}: {size_text(entry.size)}", flush=True)
     sha256 = file_sha256(out / "manifest.json")
-    send(client, out / "manifest.json", f"{prefix}manifest.json", sha256)
+    send(client, out / "manifest.json", f"{prefix}manifest.json", sha256, patience=patience)
     size = sum(entry.size for entry in described)
     message = f"Uploaded the adapter: {len(files) + 1} files ({size_text(size)}) to {prefix}"
     data = {"prefix": prefix, "files": len(files) + 1, "bytes": size, "manifest_sha256": sha256}
@@ -123,7 +122,7 @@ def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manife
     )
 
 
-def send(client: s3.S3Client, path: Path, uri: str, sha256: str, *, patience: float = PATIENCE_SECONDS) -> None:
+def send(client: s3.S3Client, path: Path, uri: str, sha256: str, *, patience: float) -> None:
     """Upload one file and read it back, again and again while S3 is away.
 
     Args:

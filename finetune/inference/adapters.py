@@ -1,6 +1,7 @@
 """Adapters for the engine: brought from S3 into the cache, every byte compared with the manifest, and only plain LoRA taken.
 
-Writes below `<cache>/adapters/<address of manifest and place>/`, by rename. Nothing pickled is ever read. No torch.
+Writes below `<cache>/adapters/<address of manifest and place>/`, by rename; the longest unused go when they are too large
+together. Nothing pickled is ever read. No torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
-from finetune import s3
+from finetune import environment, s3
 from finetune.exit_codes import StepError
 from finetune.inference.request import AdapterSource
-from finetune.model import cache
+from finetune.model import cache, prune
 from finetune.steps import S3, Base, Manifest
 
 WEIGHTS = "adapter_model.safetensors"
@@ -94,6 +95,8 @@ def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow
             shutil.rmtree(place, ignore_errors=True)
             with cache.making(place) as fresh:
                 _bring(source, wanted, fresh, client)
+        cache.touch(place)
+    prune.prune(folder, ("adapters",), environment.adapter_cache_bytes())
     template = manifest.base.template
     if template is None and (own := place / TEMPLATE).is_file():
         template = own.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from finetune.inference.generation import Generation, Piece
 from finetune.inference.prompt import Prompt
 from finetune.inference.request import AdapterSource, ChatRequest
 from finetune.inference.sampling import Sampling
-from finetune.model import fetch, loading
+from finetune.model import cache, fetch, loading
 from finetune.steps import S3, Base, ModelSource
 
 log = logging.getLogger("finetune.engine")
@@ -221,6 +221,7 @@ class Engine:
                     target.adapter, base, access, self.options.cache, allow_local=self.options.allow_local
                 )
                 self._adapters[known] = files
+            cache.touch(files.folder)
         template = files.template if files is not None else base.template
         return Prepared(folder, base, files, prompt.build(request, folder, template, most=self.options.max_tokens))
 
@@ -230,6 +231,8 @@ class Engine:
         if known is None or not known[0].is_dir():
             folder, base, _ = fetch.obtain(source, access, self.options.cache)
             known = self._known[key] = folder, base
+        elif source.kind != "path":
+            cache.touch(known[0])
         return known
 
     # ---- the computing thread -----------------------------------------------------------------------------------

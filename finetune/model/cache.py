@@ -1,7 +1,7 @@
 """The content-addressed cache: bases by commit or fingerprint, datasets by uri and ETag. Folders appear whole, by rename.
 
 `<cache>/models/<revision>/` holds a base's files and what is known of it; `<cache>/sources/<hash>.json` remembers which
-revision a source had, so that it need not be read again. Knows files, no network, no torch.
+revision a source had, so that it need not be read again; `<cache>/uses/` who reads a base. Knows files, no network, no torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -170,13 +171,21 @@ def making(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(cache: Path, key: str) -> Iterator[None]:
-    """Hold the cache's lock for `key`: one process makes a thing, the others wait and find it. Ends with the process."""
+def locked(cache: Path, key: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the cache's lock for `key`: one process makes a thing, the others wait and find it. Ends with the process.
+
+    Args:
+        wait: Wait for it. If not, what is yielded says whether it could be had.
+    """
     folder = cache / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{address(key)}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def address(*parts: str | int | None) -> str:
@@ -239,6 +248,34 @@ def link(source: Path, target: Path) -> None:
     """Have `target` lead to a folder of the cache, replacing an earlier link."""
     target.unlink(missing_ok=True)
     target.symlink_to(source.resolve(), target_is_directory=True)
+
+
+def touch(thing: Path) -> None:
+    """Remember that a thing of the cache was used now: what was not for longest is pruned first."""
+    with suppress(OSError):  # another user's, or just pruned
+        os.utime(thing)
+
+
+def hold(cache: Path, base: Path, link: Path) -> bool:
+    """Keep a base of the cache from being pruned while `link` leads to it.
+
+    Returns:
+        Whether it is still there: it may have been pruned a moment ago.
+    """
+    if base.parent != cache / "models":
+        return True
+    uses = cache / "uses" / base.name
+    uses.mkdir(parents=True, exist_ok=True)
+    write_atomic(uses / address(str(link)), f"{link}\n")
+    with locked(cache, f"model {base.name}"):
+        return base.is_dir()
+
+
+def holders(cache: Path, revision: str) -> list[Path]:
+    """The links that lead to a base of the cache, of those that said so."""
+    base, uses = model_folder(cache, revision).resolve(), cache / "uses" / revision
+    named = [Path(path.read_text(encoding="utf-8").strip()) for path in uses.glob("*")] if uses.is_dir() else []
+    return [link for link in named if link.is_symlink() and link.resolve() == base]
 
 
 def _header(path: Path) -> dict[str, Any]:

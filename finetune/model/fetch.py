@@ -36,8 +36,12 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
         StepError: `model_not_found`, `model_gated`, `model_unavailable`, `unsupported_model`, and those of S3.
     """
     print(f"Looking for {step.model.id} ({step.model.kind} {step.model.location})", flush=True)
-    folder, base, cached = obtain(step.model, step.s3, environment.cache_dir(step.cache_dir))
-    cache.link(folder, out / "base")
+    kept = environment.cache_dir(step.cache_dir)
+    while True:
+        folder, base, cached = obtain(step.model, step.s3, kept)
+        cache.link(folder, out / "base")
+        if cache.hold(kept, folder, (out / "base").absolute()):
+            break
     write_atomic(out / "base.json", base.text())
     size = f"{base.parameters / 1e6:,.1f} million parameters, revision {base.revision[:12]}"
     message = f"Base model {base.id} ({size}) {'was in the cache' if cached else 'was fetched'}."
@@ -58,6 +62,7 @@ def obtain(model: ModelSource, access: S3, folder: Path) -> tuple[Path, Base, bo
     """
     found = cache.find_model(folder, model.revision) if model.kind != "path" else None
     if found is not None and model.revision is not None:
+        cache.touch(found)
         return found, cache.describe(model, found, model.revision), True
     source: Callable[[ModelSource, S3, Path], tuple[Path, str, bool]] = {
         "hub": _from_hub,
@@ -69,6 +74,8 @@ def obtain(model: ModelSource, access: S3, folder: Path) -> tuple[Path, Base, bo
     if model.kind != "hub" and model.revision is not None and model.revision != revision:
         message = f"{model.id} has revision {revision}, not {model.revision}: its files are others than asked for."
         raise StepError("model_not_found", message, param="model")
+    if model.kind != "path":
+        cache.touch(place)
     return place, cache.describe(model, place, revision), cached
 
 

@@ -24,11 +24,11 @@ import migrations
 from app.db import Database
 from app.embedded.postgres import start_postgres
 from app.embedded.s3 import S3Server, start_s3
+from app.files.storage import connect
 from app.jobs import lifecycle
 from app.models import ApiKey, Event, Job, Project, Run, SigningSecret, Table, new_id
 from app.nextflow import install
 from app.settings import Settings
-from app.worker import objects
 from app.worker.__main__ import Stop, run_worker
 from finetune.config import JobSpec
 from finetune.steps import ModelSource
@@ -119,11 +119,11 @@ class World:
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object."""
-        objects.connect(self.settings).put_object(Bucket=BUCKET, Key=key, Body=content)
+        connect(self.settings).put_object(Bucket=BUCKET, Key=key, Body=content)
 
     def keys(self, prefix: str) -> list[str]:
         """Keys below a prefix."""
-        answer = objects.connect(self.settings).list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+        answer = connect(self.settings).list_objects_v2(Bucket=BUCKET, Prefix=prefix)
         return [row["Key"] for row in answer.get("Contents", [])]
 
     @asynccontextmanager

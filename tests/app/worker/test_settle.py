@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.files.storage import connect
 from app.jobs import lifecycle
 from app.models import AdapterVersion, Run, Stage, new_id
 from app.nextflow.process import ExitRecord
@@ -92,7 +93,7 @@ async def test_a_result_that_is_not_as_its_manifest_says_fails(stored: World, wr
 
 async def test_a_result_that_is_not_there_fails(stored: World) -> None:
     context, hand, run = await finished(stored)
-    settle.objects.remove(settle.objects.connect(stored.settings), f"s3://llamaflow-data/model/{hand.job_id}/")
+    settle.objects.remove(connect(stored.settings), f"s3://llamaflow-data/model/{hand.job_id}/")
     job = await succeed(stored, context, hand, run)
     assert (job.status, job.error["code"]) == ("failed", "manifest_mismatch")
     assert "not on S3" in job.error["message"]

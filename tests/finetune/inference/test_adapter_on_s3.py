@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,15 @@ def test_every_failure_of_s3_is_named(
         with pytest.raises(StepError) as failed:
             take(source, reached)
         assert (failed.value.code.name, failed.value.param) == (name, "model")
+
+
+def test_the_longest_unused_adapters_go_when_they_are_too_large_together(
+    adapter: AdapterSource, no_base: Base, access: Callable[..., S3], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "cache" / "adapters" / "old"
+    old.mkdir(parents=True)
+    (old / "adapter_model.safetensors").write_bytes(bytes(5000))
+    os.utime(old, (1, 1))
+    monkeypatch.setenv("LLAMAFLOW_ADAPTER_CACHE_BYTES", "4000")
+    files = obtain(adapter, no_base, access(), tmp_path / "cache", allow_local=False)
+    assert (old.exists(), files.folder.is_dir()) == (False, True)
