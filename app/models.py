@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     Text,
     UniqueConstraint,
@@ -71,6 +72,10 @@ _OPEN = "status in ('validating_files', 'queued', 'running', 'paused')"
 
 def _now() -> Any:
     return mapped_column(server_default=func.clock_timestamp(), nullable=False)
+
+
+SWEEPS = Sequence("sweeps", metadata=Table.metadata)
+"""Counts sweeps of the housekeeping; the count is kept on S3 too, so that a database older than its objects is known."""
 
 
 class Project(Table):
@@ -340,7 +345,7 @@ class Adapter(Table):
 
 
 class AdapterVersion(Table):
-    """One trained adapter; never changes. Without a suffix it has no adapter name and is reached by its `ft:` id alone."""
+    """One trained adapter; never changes, but for what became of its objects. Without a suffix it has no adapter name and is reached by its `ft:` id alone."""
 
     __tablename__ = "adapter_versions"
     __table_args__ = (
@@ -358,6 +363,7 @@ class AdapterVersion(Table):
     uri: Mapped[str] = mapped_column(comment="S3 prefix that holds manifest.json and adapter/")
     manifest_sha256: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    unservable: Mapped[str | None] = mapped_column(comment="why, once its objects were found missing or changed")
     created_at: Mapped[datetime] = _now()
 
 

@@ -56,6 +56,18 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1 << 20, description="Of a JSON request.")
     max_upload_bytes: int = Field(512 << 20, description="Of an uploaded file.")
     validate_bytes: int = Field(256 << 20, description="How much of a dataset is read before the job is queued.")
+    rate_limit: float = Field(
+        500.0, gt=0, description="Requests a second of one API key, for each API process; twice as many in a burst."
+    )
+    max_open_jobs: int = Field(1000, ge=1, description="Jobs of one API key that have not ended.")
+    max_uploads: int = Field(8, ge=1, description="Uploads of one API key under way at once, for each API process.")
+    auth_failures: int = Field(20, ge=1, description="Unknown keys a minute from one address; more are not looked up.")
+    stall_seconds: float = Field(
+        60.0, gt=0, description="A client that begins a request and sends nothing for so long is hung up on."
+    )
+    proxies: SplitList = Field(
+        [], description="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."
+    )
 
     # S3
     s3_endpoint: str | None = Field(
@@ -78,7 +90,9 @@ class Settings(BaseSettings):
     path_allow: SplitList = Field(
         ["s3://llamaflow-data/"], description="Comma-separated S3 prefixes jobs may read and write."
     )
-    files_prefix: str = Field("s3://llamaflow-data/files/", description="Where uploads are kept.")
+    files_prefix: str = Field(
+        "s3://llamaflow-data/files/", description="Where uploads are kept, and logs of jobs whose folder was cleared."
+    )
     hf_token: SecretStr | None = Field(None, validation_alias="HF_TOKEN", description="Reaches only FETCH_MODEL.")
 
     # The command line
@@ -95,6 +109,9 @@ class Settings(BaseSettings):
     host_lost_after: float = Field(
         600.0, gt=0, description="Seconds after which another host's runs are resumed elsewhere."
     )
+    pause_timeout: float = Field(
+        600.0, gt=0, description="Seconds a training has to save after a pause was asked for; then it is ended."
+    )
     host_id: str | None = Field(None, description="Name of this machine; default: its host name.")
     boot_id_file: Path = Field(
         Path("/proc/sys/kernel/random/boot_id"), description="Changes when the machine restarts."
@@ -102,13 +119,35 @@ class Settings(BaseSettings):
     task_env: SplitList = Field([], description="Names of environment variables passed on to the pipeline's tasks.")
     stub_run: bool = Field(False, description="Run the pipeline's stubs: for tests of the orchestration.")
 
+    # Retention
+    housekeeping_seconds: float = Field(600.0, gt=0, description="Between two sweeps of a worker.")
+    keep_succeeded: float = Field(
+        24 * 3600.0,
+        ge=0,
+        description="Seconds the folder of a succeeded or cancelled job stays; its logs go to S3 first.",
+    )
+    keep_failed: float = Field(7 * 24 * 3600.0, ge=0, description="The same of a failed job.")
+    keep_paused: float = Field(
+        30 * 24 * 3600.0, ge=0, description="Seconds after which a paused job keeps only its checkpoints."
+    )
+    keep_attempts: float = Field(
+        30 * 24 * 3600.0, ge=0, description="Seconds the attempts of settled deliveries are kept."
+    )
+    keep_orphans: float = Field(
+        24 * 3600.0, ge=3600, description="Seconds an upload that never became a file stays on S3."
+    )
+    cache_bytes: int = Field(
+        100 << 30, ge=0, description="Of datasets, bases and tokens in the cache; over it the longest unused go."
+    )
+    adapter_cache_bytes: int = Field(10 << 30, ge=0, description="Of adapters that the engine brought from S3.")
+
     # Webhooks
     webhook_allow: SplitList = Field(
         [], description="Comma-separated host:port that callbacks may reach although loopback or private."
     )
     webhook_timeout: float = Field(15.0, gt=0, description="Seconds a receiver has to answer.")
 
-    @field_validator("path_allow", "webhook_allow", "task_env", mode="before")
+    @field_validator("path_allow", "webhook_allow", "task_env", "proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -15,6 +15,33 @@ FINAL_EVENT = (
     "job_id is not null and type in "
     "('fine_tuning.job.succeeded', 'fine_tuning.job.failed', 'fine_tuning.job.cancelled')"
 )
+FINAL_IS_FINAL = """
+create or replace function jobs_final_is_final() returns trigger language plpgsql as $$
+begin
+    if old.status in ('succeeded', 'failed', 'cancelled')
+        and (new.status, new.error, new.finished_at, new.fine_tuned_model)
+            is distinct from (old.status, old.error, old.finished_at, old.fine_tuned_model) then
+        raise exception 'job % is %: a terminal status never changes, nor does what it says', old.id, old.status
+            using errcode = 'check_violation';
+    end if;
+    return new;
+end $$;
+drop trigger jobs_final_is_final on jobs;
+create trigger jobs_final_is_final before update of status, error, finished_at, fine_tuned_model on jobs
+    for each row execute function jobs_final_is_final();
+"""
+STATUS_IS_FINAL = """
+create or replace function jobs_final_is_final() returns trigger language plpgsql as $$
+begin
+    if new.status is distinct from old.status and old.status in ('succeeded', 'failed', 'cancelled') then
+        raise exception 'job % is %: a terminal status never changes', old.id, old.status using errcode = 'check_violation';
+    end if;
+    return new;
+end $$;
+drop trigger jobs_final_is_final on jobs;
+create trigger jobs_final_is_final before update of status on jobs
+    for each row execute function jobs_final_is_final();
+"""
 OLD_DELIVERY = "uq_webhook_deliveries_job_id_type_url_endpoint_id"
 
 
@@ -27,6 +54,7 @@ def _created() -> sa.Column[object]:
 
 
 def upgrade() -> None:
+    op.execute(FINAL_IS_FINAL)
     op.add_column("jobs", _time("paused_at", nullable=True))
     op.add_column("jobs", sa.Column("retry_of", sa.Text(), nullable=True))
     op.add_column(
@@ -97,8 +125,18 @@ def upgrade() -> None:
         postgresql_where=sa.text(FINAL_EVENT),
     )
 
+    op.add_column(
+        "adapter_versions",
+        sa.Column(
+            "unservable", sa.Text(), nullable=True, comment="why, once its objects were found missing or changed"
+        ),
+    )
+    op.execute(sa.schema.CreateSequence(sa.Sequence("sweeps")))
+
 
 def downgrade() -> None:
+    op.execute(sa.schema.DropSequence(sa.Sequence("sweeps")))
+    op.drop_column("adapter_versions", "unservable")
     op.drop_index("uq_webhook_deliveries_final", "webhook_deliveries")
     op.drop_index("uq_webhook_deliveries_event", "webhook_deliveries")
     op.execute("delete from webhook_deliveries where job_id is null")
@@ -116,3 +154,4 @@ def downgrade() -> None:
     op.drop_column("jobs", "logs_uri")
     op.drop_column("jobs", "retry_of")
     op.drop_column("jobs", "paused_at")
+    op.execute(STATUS_IS_FINAL)
