@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import Database
 from app.errors import Forbidden, Unauthenticated
 from app.models import ApiKey, Project, SigningSecret, new_id
+from app.rates import Rates
 
 DEFAULT_PROJECT = "default"
 BOOTSTRAP_KEY = "llamaflow up"
@@ -94,14 +95,24 @@ async def authenticate(
 
     Raises:
         Unauthenticated: `missing_api_key` or `invalid_api_key`.
+        TooMany: `rate_limit_exceeded`, or `too_many_unknown_keys` before anything is looked up.
     """
     if given is None or not given.credentials:
         raise Unauthenticated(
             "There is no API key. Send the header `Authorization: Bearer lf-…`.", code="missing_api_key"
         )
     database: Database = request.app.state.database
-    async with database.transaction() as db:
-        caller = await find(db, given.credentials)
+    rates: Rates = request.app.state.rates
+    address, hashed = request.client.host if request.client else "?", key_hash(given.credentials)
+    rates.may_try(address, hashed)
+    try:
+        async with database.transaction() as db:
+            caller = await find(db, given.credentials)
+    except Unauthenticated:
+        rates.failed(address)
+        raise
+    rates.proved(hashed)
+    rates.admit(caller.key_id)
     request.state.project = caller.project_name
     return caller
 

@@ -5,9 +5,12 @@
     ├── Unauthenticated    401  authentication_error
     ├── Forbidden          403  permission_error
     ├── NotFound           404  not_found_error
+    ├── MethodNotAllowed   405  invalid_request_error
+    ├── Stalled            408  invalid_request_error
     ├── Conflict           409  conflict_error
     ├── TooLarge           413  invalid_request_error
     ├── TooMany            429  rate_limit_error
+    ├── HeadTooLarge       431  invalid_request_error
     └── Unavailable        503  server_error
 
 A job that fails is data, not one of these: see finetune/exit_codes.py.
@@ -97,6 +100,13 @@ class MethodNotAllowed(ApiError):
     type = "invalid_request_error"
 
 
+class Stalled(ApiError):
+    """The client stopped sending."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
 class Conflict(ApiError):
     """At odds with what is there; a retry will not cure it."""
 
@@ -116,6 +126,13 @@ class TooMany(ApiError):
 
     status = 429
     type = "rate_limit_error"
+
+
+class HeadTooLarge(ApiError):
+    """The headers are over what a head may have."""
+
+    status = 431
+    type = "invalid_request_error"
 
 
 class Unavailable(ApiError):

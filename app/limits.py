@@ -13,8 +13,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import TooLarge
+from app.errors import ApiError, Stalled, TooLarge
 from app.handlers import render
+from app.validation import ambiguous
 
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
@@ -22,29 +23,30 @@ UPLOADS = "/v1/files"
 
 
 class BodyLimit:
-    """ASGI: refuses a body over `limit` bytes with 413; a multipart upload passes unread."""
+    """ASGI: refuses a body over `limit` bytes with 413, one that stops coming with 408; a multipart upload passes unread.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    JSON that two readers may take for two things (a name given twice, NaN) is refused with 400.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, stall_seconds: float) -> None:
+        self.app, self.limit, self.stall_seconds = app, limit, stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS") or is_upload(scope):
             await self.app(scope, receive, send)
             return
-        incoming = Incoming(receive)
-        parts: list[bytes] = []
-        size = 0
-        async for part in incoming:
-            size += len(part)
-            if size > self.limit:
-                await incoming.drain()
-                response = render(too_large(self.limit, "The body of a request"))
-                response.headers["connection"] = "close"
-                await response(scope, receive, send)
-                return
-            parts.append(part)
-        body: bytes | None = b"".join(parts)
+        incoming = Incoming(receive, self.stall_seconds)
+        try:
+            async with asyncio.timeout(self.stall_seconds):
+                body: bytes | None = await self._whole(incoming)
+        except (ApiError, TimeoutError) as problem:
+            refused = problem if isinstance(problem, ApiError) else stalled(self.stall_seconds)
+            await incoming.drain()
+            response = render(refused)
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            return
 
         async def receive_again() -> Message:
             nonlocal body
@@ -55,22 +57,43 @@ class BodyLimit:
 
         await self.app(scope, receive_again, send)
 
+    async def _whole(self, incoming: Incoming) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in incoming:
+            size += len(part)
+            if size > self.limit:
+                raise too_large(self.limit, "The body of a request")
+            parts.append(part)
+        body = b"".join(parts)
+        ambiguous(body)
+        return body
+
 
 class Incoming:
     """A request's body on its way, read once: `async for chunk in incoming`.
 
+    Args:
+        receive: The request's.
+        stall_seconds: How long nothing may come.
     Raises:
         ClientDisconnect: While iterating: the client hung up.
+        Stalled: While iterating: `request_timeout`.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, stall_seconds: float) -> None:
+        self._receive, self._stall = receive, stall_seconds
         self._ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The chunks as they come."""
         while not self._ended:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(self._stall):
+                    message = await self._receive()
+            except TimeoutError:
+                self._ended = True
+                raise stalled(self._stall) from None
             if message["type"] == "http.disconnect":
                 self._ended = True
                 raise ClientDisconnect
@@ -80,7 +103,7 @@ class Incoming:
     async def drain(self) -> None:
         """Read on for a while and throw away, so that a client still sending gets to read the refusal."""
         size = 0
-        with suppress(TimeoutError, ClientDisconnect):
+        with suppress(TimeoutError, ClientDisconnect, Stalled):
             async with asyncio.timeout(DRAIN_SECONDS):
                 async for chunk in self:
                     size += len(chunk)
@@ -92,6 +115,11 @@ def is_upload(scope: Scope) -> bool:
     """Whether a request is a multipart upload, which is streamed and limited by its own route."""
     kind = Headers(scope=scope).get("content-type", "")
     return scope["path"] == UPLOADS and kind.lower().startswith("multipart/form-data")
+
+
+def stalled(seconds: float) -> Stalled:
+    """The refusal of a body that does not come."""
+    return Stalled(f"The body did not come within {seconds:g} s. Send the request again.", code="request_timeout")
 
 
 def too_large(limit: int, what: str) -> TooLarge:

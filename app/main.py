@@ -23,9 +23,12 @@ from app.files import routes as files
 from app.files.storage import Storage
 from app.inference import engines
 from app.inference import routes as inference
+from app.jobs import actions
 from app.jobs import routes as jobs
 from app.limits import BodyLimit
 from app.openapi import describe
+from app.protocol import PatientProtocol
+from app.rates import Rates
 from app.settings import Settings
 
 CREATING = 8
@@ -58,10 +61,11 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_parameters={"persistAuthorization": True, "defaultModelsExpandDepth": 0},
     )
     app.state.settings = settings
-    for room in (jobs, events, files, adapters, inference, health):
+    app.state.rates = Rates(settings)
+    for room in (jobs, actions, events, files, adapters, inference, health):
         app.include_router(room.router)
     handlers.register(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, stall_seconds=settings.stall_seconds)
     app.add_middleware(telemetry.RequestScope)
     describe(app)
     return app
@@ -85,19 +89,26 @@ def serve(settings: Settings) -> int:
         print(f"Port {settings.port} of {settings.host} {why}. Set LLAMAFLOW_PORT to another one.", file=sys.stderr)
         return 1
     log.info("serving", url=f"http://{settings.host}:{listener.getsockname()[1]}")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    server = uvicorn.Server(config(create_app(settings), settings))
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after it has stopped in good order
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     return 0
+
+
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves `app`. Forwarded addresses are believed of the proxies that settings name, and of nobody else."""
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=settings.proxies,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

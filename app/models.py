@@ -67,7 +67,8 @@ _FINAL_EVENT = (
     "job_id is not null and type in "
     "('fine_tuning.job.succeeded', 'fine_tuning.job.failed', 'fine_tuning.job.cancelled')"
 )
-_OPEN = "status in ('validating_files', 'queued', 'running', 'paused')"
+OPEN = "status in ('validating_files', 'queued', 'running', 'paused')"
+"""Of a job that has not ended, as the partial index on open jobs says it."""
 
 
 def _now() -> Any:
@@ -169,7 +170,7 @@ class Job(Table):
             postgresql_where=text("idempotency_key is not null"),
         ),
         Index("ix_jobs_request_hash", "api_key_id", "request_hash", "created_at"),
-        Index("ix_jobs_open", "api_key_id", postgresql_where=text(_OPEN)),
+        Index("ix_jobs_open", "api_key_id", postgresql_where=text(OPEN)),
         Index("ix_jobs_running", "project_id", postgresql_where=text("status = 'running'")),
     )
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -264,3 +265,33 @@ def unstorable(value: Any, path: str = "") -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             unstorable(inner, f"{path}[{index}]")
+
+
+def ambiguous(body: bytes) -> None:
+    """Refuse JSON that not every reader takes alike. What is no JSON at all is left to the route, which says where.
+
+    Raises:
+        BadRequest: `invalid_json`: a name given twice in one object, NaN or Infinity, a number of thousands of digits, or
+            nesting without end.
+    """
+    try:
+        json.loads(body, object_pairs_hook=_once, parse_constant=_no_number)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return
+    except (ValueError, RecursionError):
+        raise BadRequest(
+            "The body is no valid JSON: it is nested far too deeply, or holds a number of thousands of digits.",
+            code="invalid_json",
+        ) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise BadRequest(f"The body is ambiguous: {_shown(twice)} is given twice in one object.", code="invalid_json")
+    return found
+
+
+def _no_number(name: str) -> Any:
+    raise BadRequest(f"The body is no valid JSON: {name} is no number that JSON knows.", code="invalid_json")

@@ -20,6 +20,7 @@ from app.files.storage import Storage
 from app.limits import Incoming, is_upload
 from app.models import File, new_id
 from app.pages import After, limit, page
+from app.rates import Rates
 from app.settings import Settings
 from app.validation import refuse, unstorable
 
@@ -52,8 +53,11 @@ async def create_file(request: Request, caller: Writer) -> FileObject:
 
     Uploads are streamed to S3 as they come; a file is ready to be used as soon as this answers.
     """
-    row = await (_upload(request, caller) if is_upload(request.scope) else _register(request, caller))
-    return FileObject.of(row)
+    if not is_upload(request.scope):
+        return FileObject.of(await _register(request, caller))
+    rates: Rates = request.app.state.rates
+    with rates.uploading(caller.key_id):
+        return FileObject.of(await _upload(request, caller))
 
 
 @router.get("", summary="List files", response_model=FilePage)
@@ -105,7 +109,7 @@ async def _upload(request: Request, caller: Caller) -> File:
     settings: Settings = request.app.state.settings
     file_id = new_id("file-")
     beside = f"{settings.files_prefix.rstrip('/')}/{caller.project_id}/{file_id}"
-    storage, incoming = _storage(request), Incoming(request.receive)
+    storage, incoming = _storage(request), Incoming(request.receive, settings.stall_seconds)
     try:
         done = await upload.receive(
             incoming,

@@ -10,15 +10,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import bases
 from app.auth import Caller
-from app.errors import BadRequest, Unavailable
+from app.errors import BadRequest, TooMany, Unavailable
 from app.files import paths
 from app.files import service as files
 from app.files.storage import Storage
 from app.jobs.schemas import JobCreate
+from app.models import OPEN, Job
 from app.settings import Settings
 from app.webhooks import target
 from finetune.config import unsupported
@@ -42,10 +44,12 @@ async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: St
 
     Raises:
         BadRequest: The first thing that is wrong.
+        TooMany: `too_many_open_jobs`.
         Unavailable: `s3_unavailable`.
     """
     if refused := unsupported(body):
         raise BadRequest(refused[1], code="unsupported_operation", param=refused[0])
+    await room(db, caller, settings.max_open_jobs)
     prefixes = await files.allowed_prefixes(db, caller, settings.path_allow)
     allow = partial(paths.allow, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id)
     allow(body.output.path, param="output.path")
@@ -70,6 +74,21 @@ async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: St
     warnings = await _callback(body.callback_url, settings.webhook_allow)
     await _look(looks)
     return Checked(base, warnings)
+
+
+async def room(db: AsyncSession, caller: Caller, most: int) -> None:
+    """Whether the caller's key may have one more job that has not ended. Requests at once may each be let in once too often.
+
+    Raises:
+        TooMany: `too_many_open_jobs`.
+    """
+    open_jobs = select(Job.id).where(Job.api_key_id == caller.key_id, text(OPEN)).limit(most).subquery()
+    if (await db.execute(select(func.count()).select_from(open_jobs))).scalar_one() >= most:
+        raise TooMany(
+            f"This API key has {most:,} jobs that have not ended (LLAMAFLOW_MAX_OPEN_JOBS). Wait for some, or cancel them.",
+            code="too_many_open_jobs",
+            retry_after=30,
+        )
 
 
 async def _callback(url: str | None, allow: list[str]) -> list[str]:
