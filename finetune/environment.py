@@ -137,6 +137,12 @@ def stub_faults() -> list[str]:
     return [fault for fault in os.environ.get("LLAMAFLOW_STUB_FAULT", "").split(",") if fault]
 
 
+def stub_slow() -> dict[str, float]:
+    """`LLAMAFLOW_STUB_SLOW`: comma-separated `step=seconds`: those stubs last so long, for tests that break in on a step."""
+    pairs = (pair.partition("=") for pair in os.environ.get("LLAMAFLOW_STUB_SLOW", "").split(",") if pair)
+    return {step: float(seconds) for step, _, seconds in pairs}
+
+
 def stub_uploads() -> bool:
     """`LLAMAFLOW_STUB_UPLOAD=1`: the stub of UPLOAD_MODEL really uploads the stubs' files, for tests that look at S3."""
     return _flag("LLAMAFLOW_STUB_UPLOAD")

@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
             write_plan(given.job, Path(), unpinned)
             return
         fail(given.step, given.attempt)
+        time.sleep(environment.stub_slow().get(given.step, 0))
         WORK[given.step](read_step(given.step, given.job), inputs, Path())
         if not Path(f"{given.step}.report.json").exists():
             write_report(Path(), given.step, f"Stub of {given.step} done.", {})
@@ -106,6 +107,7 @@ def _train(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
     state.mkdir(parents=True, exist_ok=True)
     with (state / "owner.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        write_atomic(state / "train_key", "stub\n")
         if not _succeeded(state):
             _pretend_steps(state)
     (out / "adapter").mkdir(exist_ok=True)
@@ -182,7 +184,7 @@ def _step(number: int) -> dict[str, Any]:
 def _append_checkpoint(state: Path, number: int) -> None:
     folder = state / f"checkpoint-{number}"
     folder.mkdir(exist_ok=True)
-    for name, content in _adapter().items():
+    for name, content in (_adapter() | {"trainer_state.json": "{}\n"}).items():
         write_atomic(folder / name, content)
     line = {
         "event": "checkpoint", "time": time.time(), "step": number, "path": str(folder), "train_loss": 1 / number,

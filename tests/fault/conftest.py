@@ -1,7 +1,48 @@
-"""Fixtures of the fault tier: those of the worker."""
+"""Fixtures of the fault tier: those of the worker, workers as processes, a receiver of callbacks, an eye on who trains."""
 
 from __future__ import annotations
 
-from tests.app.worker.services import database_url, s3_server, settings, stored, stub_tasks, world
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.app.worker.receiver import Receiver, receiving
+from tests.app.worker.services import World, database_url, s3_server, settings, stored, stub_tasks, world
+from tests.fault.trainers import Trainers, watched
 
 __all__ = ["database_url", "s3_server", "settings", "stored", "stub_tasks", "world"]
+
+
+@pytest.fixture
+def workers(stored: World) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts workers as processes; all are ended afterwards, and whatever they left."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**changes: Any) -> subprocess.Popen[bytes]:
+        started.append(stored.worker_process(**changes))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.send_signal(signal.SIGCONT)
+        worker.terminate()
+    for worker in started:
+        worker.wait(30)
+
+
+@pytest.fixture
+def receiver(stored: World) -> Iterator[Receiver]:
+    """A receiver of callbacks that the workers may reach."""
+    with receiving() as made:
+        stored.settings = stored.settings.model_copy(update={"webhook_allow": made.allow})
+        yield made
+
+
+@pytest.fixture
+def trainers() -> Iterator[Trainers]:
+    """Looks all the while who trains: never two at once with one train key."""
+    with watched() as found:
+        yield found

@@ -15,9 +15,9 @@ import migrations
 from app.db import Database
 from app.embedded.postgres import PostgresServer, start_postgres
 from app.models import Run
-from app.worker import folder
-from finetune.progress import read_lines
 from tests.app.worker.services import World, until
+from tests.fault.audit import audit
+from tests.fault.scene import steps
 
 pytestmark = pytest.mark.fault
 
@@ -53,10 +53,7 @@ async def test_a_job_outlives_the_death_of_its_database(
             await asyncio.to_thread(servers[-1].kill)
             servers.append(await asyncio.to_thread(start_postgres, tmp_path / "postgres"))
             await world.database.close()
-        job = await until(lambda: world.is_over(job_id), 60)
-    assert (job.status, job.fence, len(await world.rows(Run))) == ("succeeded", fence, 1)
-    lines, _ = read_lines(folder.of(world.settings, job_id).train / "progress.jsonl")
-    assert Counter(line["step"] for line in lines if line["event"] == "step") == dict.fromkeys(range(1, 11), 1)
-    told = await world.messages(job_id)
-    assert max(Counter(told).values()) == 1
-    assert told[-1] == "The job has successfully completed"
+        job = (await audit(world, job_id))[job_id]
+    assert (job.fence, len(await world.rows(Run))) == (fence, 1)
+    assert steps(world, job_id) == dict.fromkeys(range(1, 11), 1)
+    assert max(Counter(await world.messages(job_id)).values()) == 1

@@ -121,6 +121,10 @@ class World:
         """Write an object."""
         connect(self.settings).put_object(Bucket=BUCKET, Key=key, Body=content)
 
+    def content(self, key: str) -> bytes:
+        """An object."""
+        return connect(self.settings).get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
     def keys(self, prefix: str) -> list[str]:
         """Keys below a prefix."""
         answer = connect(self.settings).list_objects_v2(Bucket=BUCKET, Prefix=prefix)
