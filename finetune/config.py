@@ -110,9 +110,9 @@ class Lora(Spec):
 class Data(Spec):
     """How the dataset is read."""
 
-    format: Literal["auto", "messages", "prompt_completion", "text", "text_source", "preference"] = Field(
-        "auto", description="auto: told by the first row's fields."
-    )
+    format: Literal[
+        "auto", "messages", "prompt_completion", "text", "text_source", "instruction", "conversations", "preference"
+    ] = Field("auto", description="auto: told by the first row's fields.")
     text_template: str = Field(
         "Texto: {text}\nFonte: {source}", description="How a {text, source} row is rendered.", max_length=4096
     )
@@ -234,7 +234,6 @@ NOT_YET: tuple[tuple[str, Any, str], ...] = (
     ("hyperparameters.packing", True, "packing"),
     ("output.merge", True, "merging into the base"),
     ("output.gguf", True, "GGUF export"),
-    ("output.archive", "tar.zst", "zstandard archives"),
     ("execution.backend", "trl", "the TRL backend"),
     ("execution.backend", "unsloth", "the Unsloth backend"),
 )

@@ -22,7 +22,7 @@ from finetune.exit_codes import StepError
 from finetune.model.catalog import load, resolve
 from finetune.progress import write_atomic, write_report
 
-DATASET = (".jsonl", ".json", ".gz")
+DATASET = (".jsonl", ".json", ".csv", ".gz", ".zst")
 """Endings of the keys that a prefix takes; no other key below it is read."""
 
 OWN: dict[str, str] = {

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
-from finetune.data.formats import Row
 from finetune.data.masks import Rendered, render, token_mask
+from finetune.data.row import Row
 from finetune.data.template import TemplateError
 from finetune.data.tokenizer import TextTokenizer
 

@@ -7,51 +7,17 @@ service imports this to check a dataset before anything is queued.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from finetune.config import MIN_EXAMPLES, Data
 from finetune.data.reading import Flaw, Raw, Readable, Source, raw_rows
+from finetune.data.row import READERS, Format, Refused, Row, detect, kind_of
 from finetune.exit_codes import StepError
 
 MAX_LINES_NAMED = 10
 """Line numbers a report names at most."""
-
-ROLES = ("system", "user", "assistant")
-NOT_RENDERED = ("tool_calls", "tool_call_id", "function_call", "audio", "reasoning_content", "reasoning", "thinking")
-"""Message fields that would be lost silently, hence refused."""
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-Format = Literal["messages", "prompt_completion", "text", "text_source"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `trained`: whether it may carry loss; only meaningful for the assistant's."""
-
-    role: str
-    content: str
-    trained: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One example: either `messages`, or `prompt` + `text` (prompt is empty for plain text).
-
-    `line` is 1-based in its file. `text` is what is learned: the completion, or the whole text.
-    """
-
-    line: int
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-    text: str = ""
-
-    def texts(self) -> Iterator[str]:
-        """Every piece of user text in it."""
-        return (piece for piece in (*(message.content for message in self.messages), self.prompt, self.text) if piece)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +118,7 @@ def check(stream: Readable | Iterable[bytes], data: Data, *, max_bytes: int | No
     """Read a dataset and say what is in it. Never raises on its content.
 
     Args:
-        stream: A binary stream or chunks of bytes; gzip is undone.
+        stream: A binary stream or chunks of bytes; gzip and zstd are undone.
         data: How the job wants it read.
         max_bytes: Read at most so many (unpacked) bytes; None for all.
     """
@@ -192,180 +158,27 @@ class Reader:
         if isinstance(raw, Flaw):
             return raw
         try:
-            fields = _parse(raw.data)
+            fields = raw.fields if raw.fields is not None else _parse(raw.data)
             if self.format is None:
                 self.format = detect(fields)
-            return _READERS[self.format](raw.line, fields, self._data)
-        except _Refused as refused:
+            return READERS[self.format](raw.line, fields, self._data)
+        except Refused as refused:
             return Flaw(raw.line, refused.kind, refused.message)
-
-
-class _Refused(Exception):
-    def __init__(self, kind: str, message: str) -> None:
-        self.kind, self.message = kind, message
-        super().__init__(message)
-
-
-def detect(fields: dict[str, Any]) -> Format:
-    """The format of a row by its fields.
-
-    Raises:
-        _Refused: None fits.
-    """
-    if "messages" in fields:
-        return "messages"
-    if "prompt" in fields and "completion" in fields:
-        return "prompt_completion"
-    if "text" in fields:
-        return "text_source" if "source" in fields else "text"
-    if fields.keys() & {"chosen", "rejected", "preferred_output", "non_preferred_output"}:
-        raise _Refused("preference", "this is a preference pair; they are for method dpo, which is not offered yet")
-    names = ", ".join(_shown(name[:40]) for name in list(fields)[:6]) or "none"
-    raise _Refused(
-        "format",
-        f'fields are {names}; expected "messages", or "prompt" and "completion", or "text" (with or without "source")',
-    )
 
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         text = data.decode()
     except UnicodeDecodeError as problem:
-        raise _Refused(
+        raise Refused(
             "encoding", f"not UTF-8: byte 0x{data[problem.start]:02x} at position {problem.start + 1}"
         ) from None
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        raise _Refused("json", f"not JSON: {problem.msg} at character {problem.pos + 1}") from None
+        raise Refused("json", f"not JSON: {problem.msg} at character {problem.pos + 1}") from None
     except (ValueError, RecursionError) as problem:
-        raise _Refused("json", f"not JSON that can be read: {problem}") from None
+        raise Refused("json", f"not JSON that can be read: {problem}") from None
     if not isinstance(value, dict):
-        raise _Refused("object", f"a JSON object is expected, not {_kind(value)}")
+        raise Refused("object", f"a JSON object is expected, not {kind_of(value)}")
     return value
-
-
-def _messages(line: int, fields: dict[str, Any], _data: Data) -> Row:
-    for name in ("tools", "functions"):
-        if fields.get(name):
-            raise _Refused("tools", f'"{name}" is not supported yet; leave out rows with tools')
-    if "messages" not in fields:
-        raise _Refused("messages", '"messages" is missing')
-    return Row(line, messages=_conversation(fields["messages"], "messages", ends_with_answer=True))
-
-
-def _prompt_completion(line: int, fields: dict[str, Any], data: Data) -> Row:
-    prompt, completion = fields.get("prompt"), fields.get("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        asked = _conversation(prompt, "prompt", ends_with_answer=False)
-        answered = _conversation(completion, "completion", ends_with_answer=True)
-        everything = data.train_on == "all"
-        return Row(
-            line, messages=(*(Message(turn.role, turn.content, trained=everything) for turn in asked), *answered)
-        )
-    return Row(line, prompt=_text(fields, "prompt"), text=_text(fields, "completion"))
-
-
-def _plain(line: int, fields: dict[str, Any], _data: Data) -> Row:
-    return Row(line, text=_text(fields, "text"))
-
-
-def _text_source(line: int, fields: dict[str, Any], data: Data) -> Row:
-    values = {"text": _text(fields, "text"), "source": _text(fields, "source")}
-    return Row(line, text=re.sub(r"\{(text|source)\}", lambda match: values[match[1]], data.text_template))
-
-
-_READERS: dict[Format, Callable[[int, dict[str, Any], Data], Row]] = {
-    "messages": _messages,
-    "prompt_completion": _prompt_completion,
-    "text": _plain,
-    "text_source": _text_source,
-}
-
-
-def _conversation(value: Any, name: str, *, ends_with_answer: bool) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise _Refused("messages", f'"{name}" must be a list of messages, not {_kind(value)}')
-    messages = tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
-    if ends_with_answer and messages[-1].role != "assistant":
-        raise _Refused("last_role", f'"{name}" must end with an assistant message')
-    return messages
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise _Refused("message", f"{where} must be an object, not {_kind(value)}")
-    role = (
-        {"developer": "system"}.get(value.get("role", ""), value.get("role"))
-        if isinstance(value.get("role", ""), str)
-        else None
-    )
-    if role in ("tool", "function"):
-        raise _Refused("tools", f'{where}: role "{role}" is not supported yet; leave out rows with tools')
-    if role not in ROLES:
-        raise _Refused("role", f'{where}: "role" must be system, user or assistant, not {_shown(value.get("role"))}')
-    for name in NOT_RENDERED:
-        if value.get(name):
-            raise _Refused("tools", f'{where}: "{name}" is not supported yet; leave out such rows')
-    return Message(role, _content(value.get("content"), where), trained=_weight(value, role, where))
-
-
-def _content(value: Any, where: str) -> str:
-    if (
-        isinstance(value, list)
-        and value
-        and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in value
-        )
-    ):
-        return _clean("".join(part["text"] for part in value), f'{where} "content"')
-    if isinstance(value, list):
-        raise _Refused("content", f'{where}: "content" may hold text parts only')
-    if not isinstance(value, str):
-        raise _Refused("content", f'{where}: "content" must be text, not {_kind(value)}')
-    return _clean(value, f'{where} "content"')
-
-
-def _weight(value: dict[str, Any], role: str, where: str) -> bool:
-    weight = value.get("weight")
-    if weight is None:
-        return True
-    if role != "assistant":
-        raise _Refused("weight", f'{where}: "weight" is for assistant messages only')
-    if isinstance(weight, bool) or weight not in (0, 1):
-        raise _Refused("weight", f'{where}: "weight" must be 0 or 1, not {_shown(weight)}')
-    return bool(weight)
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    if name not in fields:
-        raise _Refused(f"{name} missing", f'"{name}" is missing')
-    value = fields[name]
-    if not isinstance(value, str):
-        raise _Refused(f"{name} text", f'"{name}" must be text, not {_kind(value)}')
-    if not value and name != "prompt":
-        raise _Refused(f"{name} empty", f'"{name}" is empty')
-    return _clean(value, f'"{name}"')
-
-
-def _clean(text: str, where: str) -> str:
-    if "\x00" in text:
-        raise _Refused("nul", f"{where} holds a NUL character")
-    if _SURROGATE.search(text):
-        raise _Refused("surrogate", f"{where} holds half of a surrogate pair, which is no text")
-    return text
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
-    return "an empty list" if value == [] else names[type(value)]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:60] + "…"

@@ -14,8 +14,9 @@ from finetune.config import MIN_EXAMPLES, Data
 from finetune.data import reading
 from finetune.data.arrays import Examples, Split, Writer, digest, divide
 from finetune.data.encode import Example, Refusal, encode
-from finetune.data.formats import MAX_LINES_NAMED, Reader, Row, too_few
+from finetune.data.formats import MAX_LINES_NAMED, Reader, too_few
 from finetune.data.problems import PARAMS, File, Problems
+from finetune.data.row import Row
 from finetune.data.tokenizer import TextTokenizer
 from finetune.exit_codes import BY_NAME, StepError
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.data.template import Template, TemplateError
 
 Span = tuple[int, int]

@@ -1,27 +1,25 @@
-"""From the bytes of a dataset to its rows, still unparsed: gzip, JSON Lines and JSON arrays, within limits.
+"""From the bytes of a dataset to its rows, still unparsed: gzip, zstd, JSON Lines, JSON arrays and CSV, within limits.
 
-Streams: at most one row is held. Hostile bytes become `Flaw`s, never exceptions. Standard library only.
+Streams: at most one row is held. Hostile bytes become `Flaw`s, never exceptions.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from finetune.data import table
+from finetune.data.unpack import PACKINGS, Damaged, Unpacker, unpacked
 
 MAX_ROW_BYTES = 10_000_000
 """A longer row is named, not read."""
 
 CHUNK_BYTES = 1 << 20
-EXPANSION_FREE = 256 << 20
-EXPANSION_LIMIT = 200
-"""gzip may grow 200-fold once more than 256 MiB came out: rows of text do not, a bomb does."""
-
+HEADER_BYTES = 1 << 16
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "the file is a zip archive; unpack it, or compress it with gzip"),
-    (b"\x28\xb5\x2f\xfd", "the file is compressed with zstd; only gzip is read"),
+    (b"PK\x03\x04", "the file is a zip archive; unpack it, or compress it with gzip or zstd"),
     (b"PAR1", "the file is Parquet; write it as JSON Lines"),
     (b"\xff\xfe", "the file is UTF-16; write it as UTF-8"),
     (b"\xfe\xff", "the file is UTF-16; write it as UTF-8"),
@@ -40,10 +38,11 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One row's bytes and the line (1-based) on which it begins."""
+    """One row's bytes and the line (1-based) on which it begins; of a CSV row its fields instead."""
 
     line: int
     data: bytes
+    fields: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Flaw:
 
 
 class Source:
-    """A dataset as chunks of plain bytes, gzip undone.
+    """A dataset as chunks of plain bytes, gzip and zstd undone.
 
     Args:
         stream: A binary stream, or chunks of bytes (lines will do).
@@ -93,35 +92,20 @@ class Source:
                 self.flaw = Flaw(0, "foreign", sentence)
                 return
         joined = _prepend(head.removeprefix(b"\xef\xbb\xbf"), chunks)
-        yield from self._unpacked(joined) if head.startswith(b"\x1f\x8b") else joined
+        packed = next(((make, name) for magic, make, name in PACKINGS if head.startswith(magic)), None)
+        yield from self._unpacked(*packed, joined) if packed else joined
 
-    def _unpacked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        unpack = zlib.decompressobj(wbits=31)
-        taken = given = 0
-        rest = b""
-        while rest or (rest := next(chunks, b"")):
-            if unpack.eof:  # a gzip file may have several members
-                unpack = zlib.decompressobj(wbits=31)
-            try:
-                plain = unpack.decompress(rest, CHUNK_BYTES)
-            except zlib.error as problem:
-                self.flaw = Flaw(0, "gzip", f"the gzip data is damaged ({problem})")
-                return
-            left = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
-            taken, given, rest = taken + len(rest) - len(left), given + len(plain), left
-            if given > EXPANSION_FREE and given > EXPANSION_LIMIT * taken:
-                self.flaw = Flaw(0, "gzip", f"the gzip data grows more than {EXPANSION_LIMIT}-fold; send it unpacked")
-                return
-            if plain:
-                yield plain
-        if not unpack.eof:
-            self.flaw = Flaw(0, "gzip", "the gzip data ends too early")
+    def _unpacked(self, unpacker: Callable[[], Unpacker], name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from unpacked(unpacker, name, chunks)
+        except Damaged as problem:
+            self.flaw = Flaw(0, name, str(problem))
 
 
 def raw_rows(source: Source) -> Iterator[Raw | Flaw]:
-    """The rows of a dataset: lines of JSON Lines, or elements of one JSON array.
+    """The rows of a dataset: lines of JSON Lines, elements of one JSON array, or rows of CSV under a header.
 
-    Which of the two is told by the first character. Empty lines are passed over. A row cut off by the source's byte limit
+    Which of them is told by the first character, and by a first line that names known columns. Empty lines are passed over. A row cut off by the source's byte limit
     is left out.
 
     Args:
@@ -131,9 +115,16 @@ def raw_rows(source: Source) -> Iterator[Raw | Flaw]:
     """
     chunks = _skip_blank(iter(source))
     lines_before, first = next(chunks, (0, b""))
-    rest = _prepend(first, (chunk for _, chunk in chunks))
-    split = _elements if first.startswith(b"[") else _lines
-    yield from split(rest, source, 1 + lines_before)
+    rest: Iterator[bytes] = (chunk for _, chunk in chunks)
+    if first[:1] not in (b"[", b"{"):
+        first = _first_line(first, rest)
+    rest = _prepend(first, rest)
+    if first.startswith(b"["):
+        yield from _elements(rest, source, 1 + lines_before)
+    elif (layout := table.layout(first)) is not None:
+        yield from _table(layout, rest, source, 1 + lines_before)
+    else:
+        yield from _lines(rest, source, 1 + lines_before)
     if source.flaw is not None:
         yield source.flaw
 
@@ -165,6 +156,18 @@ def _row(line: int, held: list[bytes], size: int) -> Iterator[Raw | Flaw]:
 
 def _too_long(line: int) -> Flaw:
     return Flaw(line, "long_row", f"the row is longer than {MAX_ROW_BYTES:,} bytes")
+
+
+def _table(layout: table.Layout, chunks: Iterator[bytes], source: Source, line: int) -> Iterator[Raw | Flaw]:
+    """Rows of CSV. The last one is only known to be whole if the source was read to its end."""
+    held: Raw | Flaw | None = None
+    for found in table.rows(layout, chunks, MAX_ROW_BYTES):
+        if held is not None:
+            yield held
+        at = line + found.line - 1
+        held = Flaw(at, found.kind, found.message) if isinstance(found, table.Wrong) else Raw(at, b"", found.fields)
+    if held is not None and source.complete and source.flaw is None:
+        yield held
 
 
 def _elements(chunks: Iterator[bytes], source: Source, line: int) -> Iterator[Raw | Flaw]:
@@ -221,6 +224,13 @@ def _chunks(stream: Readable | Iterable[bytes]) -> Iterator[bytes]:
         return
     while chunk := read(CHUNK_BYTES):
         yield chunk
+
+
+def _first_line(first: bytes, chunks: Iterator[bytes]) -> bytes:
+    """`first` with what follows it, up to the end of the line if that comes soon."""
+    while b"\n" not in first and len(first) < HEADER_BYTES and (more := next(chunks, b"")):
+        first += more
+    return first
 
 
 def _prepend(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -15,9 +15,10 @@ import numpy as np
 from finetune.config import Data
 from finetune.data import reading
 from finetune.data.arrays import Examples, digest
-from finetune.data.formats import Reader, Row
+from finetune.data.formats import Reader
 from finetune.data.intake import Taken
 from finetune.data.problems import File
+from finetune.data.row import Row
 from finetune.steps import Resolved
 
 SAMPLES = 32

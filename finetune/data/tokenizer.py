@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 from tokenizers.processors import Sequence as Processors
 
-from finetune.data.formats import Message
 from finetune.data.masks import turn_ending
+from finetune.data.row import Message
 from finetune.data.template import Template, TemplateError, default_template
 from finetune.exit_codes import StepError
 from finetune.model.cache import chat_template

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.data.template import TemplateError
 from finetune.data.tokenizer import TextTokenizer
 from finetune.inference.prompt import prompt_ids

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
 from finetune.inference.prompt import prompt_ids

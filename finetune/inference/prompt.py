@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.data.template import TemplateError
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.inference.errors import bad

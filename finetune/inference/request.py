@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.inference.errors import EngineError, bad
 from finetune.steps import ModelSource
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config import Data
-from finetune.data.formats import MAX_LINES_NAMED, Message, Report, Row, check, rows
+from finetune.data.formats import MAX_LINES_NAMED, Report, check, rows
+from finetune.data.row import Message, Row
 from finetune.exit_codes import StepError
 
 pytestmark = pytest.mark.unit
@@ -50,6 +51,8 @@ def first(row: Any, **data: Any) -> Row:
         ({"prompt": "a", "completion": "b"}, "prompt_completion"),
         ({"text": "a"}, "text"),
         ({"text": "a", "source": "b"}, "text_source"),
+        ({"instruction": "a", "input": "", "output": "b"}, "instruction"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "conversations"),
     ],
 )
 def test_the_format_is_told_by_the_first_row(row: Any, expected: str) -> None:
@@ -186,3 +189,51 @@ def test_no_json_raises(values: list[Any], form: Any) -> None:
 def test_checking_a_dataset_brings_neither_torch_nor_a_tokenizer() -> None:
     code = "import sys, finetune.data.formats; sys.exit(any(name in sys.modules for name in ('torch', 'tokenizers', 'numpy')))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_instruction_row_is_a_question_and_its_answer() -> None:
+    row = {
+        "instruction": "Sum up",
+        "input": "a text",
+        "output": "short",
+        "system": "Be brief",
+        "history": [["Hi", "Hello"]],
+    }
+    assert first(row).messages == (
+        Message("system", "Be brief"),
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+        Message("user", "Sum up\n\na text"),
+        Message("assistant", "short"),
+    )
+
+
+def test_conversations_are_read_under_any_of_their_names() -> None:
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b", "weight": 0},
+        {"role": "user", "content": "c"},
+    ]
+    row = {"system": "S", "conversations": [*turns, {"from": "assistant", "value": "d"}]}
+    assert first(row).messages == (
+        Message("system", "S"),
+        Message("user", "a"),
+        Message("assistant", "b", trained=False),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"instruction": "a", "output": ""}, '"output" is empty'),
+        ({"instruction": "a", "input": 1, "output": "b"}, '"input" must be text, not a number'),
+        ({"instruction": "a", "output": "b", "history": "c"}, '"history" must be a list of pairs'),
+        ({"conversations": []}, '"conversations" must be a list of messages, not an empty list'),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, '"from" must be human, gpt or system'),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "must end with an assistant message"),
+    ],
+)
+def test_rows_of_other_tools_are_refused_in_their_own_words(row: Any, says: str) -> None:
+    assert says in report(row).errors[0].message

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.encode import Example, encode
-from finetune.data.formats import Message, Row
 from finetune.data.masks import render, token_mask
+from finetune.data.row import Message, Row
 from finetune.data.template import CHATML, PLAIN, Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer
 

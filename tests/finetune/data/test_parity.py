@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.data.encode import Example, encode
-from finetune.data.formats import Message, Row
+from finetune.data.row import Message, Row
 from finetune.data.template import CHATML, PLAIN, Template
 from finetune.data.tokenizer import TextTokenizer, load
 

@@ -1,17 +1,18 @@
-"""Datasets as bytes: JSON Lines, JSON arrays, gzip; in any chunks, within limits."""
+"""Datasets as bytes: JSON Lines, JSON arrays, gzip, zstd; in any chunks, within limits."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data import reading
+from finetune.data import reading, unpack
 from finetune.data.reading import Flaw, Raw, Source, raw_rows
 
 pytestmark = pytest.mark.unit
@@ -64,8 +65,9 @@ def test_rows_know_the_line_they_begin_on() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
-def test_gzip_is_undone_member_by_member(size: int) -> None:
-    data = gzip.compress(b'{"a":1}\n') + gzip.compress(b'{"a":2}\n')
+@pytest.mark.parametrize("pack", [gzip.compress, unpack.zstd.compress])
+def test_packed_data_is_undone_member_by_member(pack: Callable[[bytes], bytes], size: int) -> None:
+    data = pack(b'{"a":1}\n') + pack(b'{"a":2}\n')
     assert parsed(read(data, size)) == [{"a": 1}, {"a": 2}]
 
 
@@ -93,10 +95,11 @@ def test_a_row_over_the_limit_is_named_and_not_kept(wrap: bytes, monkeypatch: py
     assert [(row.line, row.kind) for row in found if isinstance(row, Flaw)] == [(1, "long_row")]
 
 
-def test_a_bomb_is_refused_after_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "EXPANSION_FREE", 1 << 20)
-    source = Source(io.BytesIO(gzip.compress((b'{"a":"' + b" " * 9000 + b'"}\n') * 4000)))
-    assert sum(len(chunk) for chunk in source) < 4 << 20
+@pytest.mark.parametrize("pack", [gzip.compress, unpack.zstd.compress])
+def test_a_bomb_is_refused_after_little(pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "EXPANSION_FREE", 1 << 20)
+    source = Source(io.BytesIO(pack((b'{"a":"' + b" " * 9000 + b'"}\n') * 4000)))
+    assert sum(len(chunk) for chunk in source) < 16 << 20
     assert source.flaw is not None
     assert "200-fold" in source.flaw.message
 

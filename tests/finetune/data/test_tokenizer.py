@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from finetune.data.encode import Example, encode
-from finetune.data.formats import Message, Row
+from finetune.data.row import Message, Row
 from finetune.data.template import CHATML, PLAIN, Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data import unpack
 from finetune.exit_codes import StepError
 from finetune.export.archive import pack
 
@@ -26,11 +27,14 @@ def read(path: Path) -> dict[str, bytes]:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             return {name: archive.read(name) for name in archive.namelist()}
+    if path.suffix == ".zst":
+        path = path.with_suffix("")
+        path.write_bytes(unpack.zstd.decompress(path.with_suffix(".tar.zst").read_bytes()))
     with tarfile.open(path) as packed:
         return {entry.name: found.read() for entry in packed if (found := packed.extractfile(entry))}
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.zst"])
 def test_an_archive_holds_every_file_and_is_reproducible(tmp_path: Path, kind: str) -> None:
     given = files(tmp_path / "adapter")
     first = pack(given, kind, tmp_path)
@@ -41,6 +45,6 @@ def test_an_archive_holds_every_file_and_is_reproducible(tmp_path: Path, kind: s
 
 
 def test_an_archive_that_cannot_be_written_here_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="Use zip or") as caught:
-        pack(files(tmp_path / "adapter"), "tar.zst", tmp_path)
+    with pytest.raises(StepError, match=r"Use zip, tar\.gz") as caught:
+        pack(files(tmp_path / "adapter"), "rar", tmp_path)
     assert caught.value.code.name == "unsupported_operation"

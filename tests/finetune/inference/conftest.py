@@ -142,7 +142,7 @@ def train_adapter(prefix: Path, base: Base, answer: str, steps: int = 100) -> No
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from finetune.data.formats import Message
+    from finetune.data.row import Message
     from finetune.data.tokenizer import load
 
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.data.tokenizer import load
 from finetune.inference.errors import EngineError
 from finetune.inference.prompt import prompt_ids

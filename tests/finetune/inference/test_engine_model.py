@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from finetune.data.formats import Message
+from finetune.data.row import Message
 from finetune.exit_codes import StepError
 from finetune.inference.adapters import AdapterFiles, obtain
 from finetune.inference.engine import Engine, Options
