@@ -86,12 +86,7 @@ def test_a_body_that_stops_coming_is_a_408(service: Service) -> None:
 
 def test_an_upload_that_stops_coming_is_a_408_and_leaves_nothing(service: Service) -> None:
     with serving_with(service, stall_seconds=0.5) as slow, raw(slow) as connection:
-        begun = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--b\r\n'
-        lines = ("content-type: multipart/form-data; boundary=b", "content-length: 100000")
-        connection.sendall(
-            head(*lines).replace(JOBS.encode(), b"/v1/files").replace(b"content-type: application/json\r\n", b"")
-            + begun
-        )
+        connection.sendall(uploading())
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
@@ -189,17 +184,23 @@ def test_a_key_has_only_so_many_open_jobs(service: Service, http: httpx.Client) 
         assert mine.post(JOBS, json=job_body(training_file=file)).status_code == 201
 
 
+def uploading(*lines: str) -> bytes:
+    """The beginning of an upload that says it is longer."""
+    form = ("content-type: multipart/form-data; boundary=b", "content-length: 100000")
+    given = head(*form, *lines).replace(JOBS.encode(), b"/v1/files").replace(b"content-type: application/json\r\n", b"")
+    return given + b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+
+
 def test_a_key_has_only_so_many_uploads_at_once(service: Service) -> None:
     with serving_with(service, max_uploads=1) as limited, raw(limited) as connection, limited.http() as http:
-        begun = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
-        lines = ("content-type: multipart/form-data; boundary=b", "content-length: 100000")
-        asked = head(*lines).replace(JOBS.encode(), b"/v1/files").replace(b"content-type: application/json\r\n", b"")
-        connection.sendall(asked + begun)
-        deadline, form = time.monotonic() + 10, {"files": {"file": ("t.jsonl", ROWS)}, "data": {"purpose": "fine-tune"}}
-        while (said := http.post("/v1/files", **form)).status_code != 429:
-            assert time.monotonic() < deadline
+        connection.sendall(uploading("expect: 100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it has its place and reads
+        form = {"files": {"file": ("t.jsonl", ROWS)}, "data": {"purpose": "fine-tune"}}
+        said = http.post("/v1/files", **form)
+        assert (said.status_code, said.json()["error"]["code"]) == (429, "too_many_uploads")
         assert "LLAMAFLOW_MAX_UPLOADS" in said.json()["error"]["message"]
         connection.close()
+        deadline = time.monotonic() + 10
         while http.post("/v1/files", **form).status_code == 429:
             assert time.monotonic() < deadline
 
