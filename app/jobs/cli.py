@@ -145,3 +145,31 @@ def cancel(job_id: str) -> None:
     """Ask for a job to be cancelled."""
     job = _client().call("POST", f"/fine_tuning/jobs/{job_id}/cancel")
     click.echo(f"{job['id']}: {job['status']}" + ("" if job["status"] == "cancelled" else ", cancel requested"))
+
+
+@jobs.command()
+@click.argument("job_id")
+def pause(job_id: str) -> None:
+    """Ask for a job to be paused; a training under way saves a checkpoint first."""
+    job = _client().call("POST", f"/fine_tuning/jobs/{job_id}/pause")
+    click.echo(f"{job['id']}: {job['status']}" + ("" if job["status"] == "paused" else ", pause requested"))
+
+
+@jobs.command()
+@click.argument("job_id")
+def resume(job_id: str) -> None:
+    """Let a paused job go on where it was."""
+    job = _client().call("POST", f"/fine_tuning/jobs/{job_id}/resume")
+    click.echo(f"{job['id']}: {job['status']}")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--watch/--no-watch", default=False, help="Follow the new job to its end.")
+def retry(job_id: str, watch: bool) -> None:
+    """Make a new job of one that failed or was cancelled, and print its id."""
+    client = _client()
+    job = client.call("POST", f"/fine_tuning/jobs/{job_id}/retry")
+    console.print(job["id"], highlight=False)
+    if watch:
+        _watch(client, job["id"])

@@ -101,7 +101,7 @@ async def queued(db: AsyncSession, job: Job, *, fence: int) -> None:
 
 async def running(db: AsyncSession, job: Job, *, fence: int) -> None:
     """The pipeline was launched."""
-    job.started_at = await now(db)
+    job.started_at = job.started_at or await now(db)  # of its first run: a resumed job has been running before
     event = await _move(db, job, Status.RUNNING, "Fine-tuning job started", fence=fence)
     await outbox.owe(db, job, "fine_tuning.job.running", event)
 
@@ -120,6 +120,7 @@ async def failed(db: AsyncSession, job: Job, error: dict[str, Any], *, fence: in
 
 async def cancelled(db: AsyncSession, job: Job, *, fence: int | None) -> None:
     """Cancelled on intent, with nothing left running and nothing kept."""
+    _allow(job, Status.CANCELLED, fence)
     job.fine_tuned_model = None
     job.result_files = []
     await _finish(db, job, Status.CANCELLED, "Fine-tuning job cancelled", fence=fence, level="warn")
@@ -127,7 +128,7 @@ async def cancelled(db: AsyncSession, job: Job, *, fence: int | None) -> None:
 
 async def paused(db: AsyncSession, job: Job, *, fence: int | None) -> None:
     """Stopped on intent at a checkpoint; its slot is free."""
-    job.paused_at = await now(db)
+    job.paused_at, job.estimated_finish = await now(db), None
     event = await _move(db, job, Status.PAUSED, "Fine-tuning job paused", fence=fence, level="warn")
     _disown(job)
     await outbox.owe(db, job, "fine_tuning.job.paused", event)
@@ -177,12 +178,16 @@ async def _move(
     level: str = "info",
     data: dict[str, Any] | None = None,
 ) -> Event:
+    _allow(job, to, fence)
+    job.status = to
+    return await events.record(db, job, message, level=level, data=data)
+
+
+def _allow(job: Job, to: Status, fence: int | None) -> None:
     if fence is not None and job.fence != fence:
         raise FenceLost(f"{job.id}: fence {fence} is gone, it is {job.fence} now")
     if to not in NEXT[Status(job.status)]:
         raise IllegalTransition(f"{job.id}: {job.status} -> {to}")
-    job.status = to
-    return await events.record(db, job, message, level=level, data=data)
 
 
 def _disown(job: Job) -> None:

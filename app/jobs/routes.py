@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, get, cancel, checkpoints, stages, logs. Events have their own file."""
+"""/v1/fine_tuning/jobs: create, list, get, checkpoints, stages, logs. Actions and events have their own files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def create_job(
         job = await service.earlier(db, caller, body, key=key, retried=retry_count > 0)
         if job is not None:
             response.headers["idempotent-replayed"] = "true"
-            return (await _shown(db, [job]))[0]
+            return (await shown(db, [job]))[0]
         checked = await checks.at_once(db, caller, body, request.app.state.storage, settings)
         return view.job(await service.create(db, caller, body, checked, key=key), None, None)
 
@@ -58,7 +58,7 @@ async def list_jobs(
 ) -> Any:
     """The project's jobs, newest first. `metadata[key]=value` keeps those that have the pair, `metadata=null` those without any."""
     rows, more = await service.listed(db, caller, after=after, limit=limit, metadata=_metadata(request))
-    return page(await _shown(db, rows), more)
+    return page(await shown(db, rows), more)
 
 
 @router.get("/jobs/{job_id}", summary="Get a job", response_model=schemas.Job)
@@ -66,18 +66,12 @@ async def get_job(
     job_id: str, caller: Reader, db: Session, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
     """One job. With `If-None-Match` an unchanged one is a 304."""
-    answer = JSONResponse((await _shown(db, [await service.find(db, caller, job_id)]))[0].model_dump(mode="json"))
+    answer = JSONResponse((await shown(db, [await service.find(db, caller, job_id)]))[0].model_dump(mode="json"))
     etag = f'"{hashlib.sha256(answer.body).hexdigest()[:32]}"'
     if if_none_match is not None and etag in re.findall(r'"[^"]*"', if_none_match):
         return Response(status_code=304, headers={"etag": etag})
     answer.headers["etag"] = etag
     return answer
-
-
-@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=schemas.Job)
-async def cancel_job(job_id: str, caller: Writer, db: Session) -> schemas.Job:
-    """Ask for a job to end. It is `cancelled` at once, or as soon as its run has stopped; nothing of it is kept."""
-    return (await _shown(db, [await service.cancel(db, caller, job_id)]))[0]
 
 
 @router.get("/jobs/{job_id}/checkpoints", summary="List checkpoints", response_model=schemas.CheckpointPage)
@@ -116,19 +110,16 @@ async def read_logs(
 
 
 @router.post("/jobs/estimate", include_in_schema=False)
-@router.post("/jobs/{job_id}/pause", include_in_schema=False)
-@router.post("/jobs/{job_id}/resume", include_in_schema=False)
-@router.post("/jobs/{job_id}/retry", include_in_schema=False)
 @router.api_route("/sweeps", methods=["GET", "POST"], include_in_schema=False)
 async def not_yet(caller: Reader) -> None:
     """What clients may ask for and a later version offers."""
     raise BadRequest(
-        "This is not offered yet. Jobs can be created, listed, read and cancelled; see docs/roadmap.md.",
+        "This is not offered yet; see docs/roadmap.md.",
         code="unsupported_operation",
     )
 
 
-async def _shown(db: AsyncSession, rows: list[Job]) -> list[schemas.Job]:
+async def shown(db: AsyncSession, rows: list[Job]) -> list[schemas.Job]:
     """Jobs with what else clients see of them."""
     ids = [row.id for row in rows]
     named, runs = await adapters.of_jobs(db, ids), await service.runs(db, ids)

@@ -131,6 +131,7 @@ class Job(BaseModel):
     adapter: JobAdapter | None
     run: JobRun | None
     usage: dict[str, Any] | None
+    retry_of: str | None = Field(description="The job that this one was made of by a retry.")
 
 
 class JobPage(Page):

@@ -1,4 +1,4 @@
-"""Jobs: create once, find, list, cancel. Every change of status goes through lifecycle.py.
+"""Jobs: create once, find, list. Every change of status goes through lifecycle.py; what is asked of a job later, intents.py.
 
 Refuses before it writes; commits nothing, knows no HTTP, no network and no clock but the database's.
 """
@@ -14,11 +14,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
-from app.errors import BadRequest, Conflict, NotFound
+from app.errors import Conflict, NotFound
 from app.events import service as events
 from app.jobs import lifecycle
 from app.jobs.checks import Checked
-from app.jobs.lifecycle import Status
 from app.jobs.schemas import JobCreate
 from app.models import Checkpoint, Job, Run, Stage, new_id
 from app.pages import cut, unknown_cursor
@@ -27,13 +26,15 @@ KEY_KEPT = timedelta(hours=24)
 RETRY_WINDOW = timedelta(minutes=10)
 
 
-def request_hash(body: JobCreate) -> str:
-    """sha256 of a request in canonical form: equal requests, equal hash."""
+def request_hash(body: JobCreate, of: str | None = None) -> str:
+    """sha256 of a request in canonical form: equal requests, equal hash. of: the job that it retries."""
     canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256((canonical if of is None else f"{of} {canonical}").encode()).hexdigest()
 
 
-async def earlier(db: AsyncSession, caller: Caller, body: JobCreate, *, key: str | None, retried: bool) -> Job | None:
+async def earlier(
+    db: AsyncSession, caller: Caller, body: JobCreate, *, key: str | None, retried: bool, of: str | None = None
+) -> Job | None:
     """The job that this very request made before, if it did.
 
     Takes locks that hold to the end of the transaction, so that of equal requests at once one creates and the others find.
@@ -42,10 +43,11 @@ async def earlier(db: AsyncSession, caller: Caller, body: JobCreate, *, key: str
         key: Idempotency-Key: the same key and body within 24 hours are the same request.
         retried: The client says it sent this before (it does so without a key): an equal body of the same API key within
             10 minutes is the same request.
+        of: The job that the request retries.
     Raises:
         Conflict: `idempotency_conflict`: the key came with another body.
     """
-    hashed = request_hash(body)
+    hashed = request_hash(body, of)
     if key is not None:
         await _lock(db, f"job-key:{caller.project_id}:{key}")
     await _lock(db, f"job-body:{caller.key_id}:{hashed}")
@@ -78,8 +80,10 @@ async def _by_key(db: AsyncSession, caller: Caller, key: str, hashed: str) -> Jo
     return job
 
 
-async def create(db: AsyncSession, caller: Caller, body: JobCreate, checked: Checked, *, key: str | None) -> Job:
-    """Accept a checked job: its row, its first events, and word to the workers."""
+async def create(
+    db: AsyncSession, caller: Caller, body: JobCreate, checked: Checked, *, key: str | None, of: str | None = None
+) -> Job:
+    """Accept a checked job: its row, its first events, and word to the workers. of: the job that it retries."""
     job = Job(
         id=new_id("ftjob-"),
         project_id=caller.project_id,
@@ -97,7 +101,8 @@ async def create(db: AsyncSession, caller: Caller, body: JobCreate, checked: Che
         callback_events=body.callback_events,
         result_files=[],
         idempotency_key=key,
-        request_hash=request_hash(body),
+        request_hash=request_hash(body, of),
+        retry_of=of,
     )
     await lifecycle.created(db, job)
     for warning in checked.warnings:
@@ -148,26 +153,10 @@ def _with_metadata(metadata: dict[str, str] | None) -> list[ColumnElement[bool]]
     return [Job.job_metadata.contains(metadata)] if metadata else []
 
 
-async def cancel(db: AsyncSession, caller: Caller, job_id: str) -> Job:
-    """Ask for a job to be cancelled. One that nobody owns is settled here; else its worker ends the run and settles it.
-
-    Raises:
-        BadRequest: `job_not_cancellable`: it has succeeded or failed.
-    """
-    await find(db, caller, job_id)
-    job = await lifecycle.lock(db, job_id)
-    if job.status == Status.CANCELLED:
-        return job
-    if job.status in (Status.SUCCEEDED, Status.FAILED):
-        raise BadRequest(f"{job.id} has {job.status}; it cannot be cancelled any more.", code="job_not_cancellable")
-    if job.cancel_requested_at is None:
-        job.cancel_requested_at = await lifecycle.now(db)
-        await events.record(db, job, "Cancel requested")
-    if job.worker_id is None and job.status != Status.RUNNING:
-        await lifecycle.cancelled(db, job, fence=None)
-    else:
-        await lifecycle.wake(db, job.id)
-    return job
+def output_prefix(job: Job) -> str:
+    """The S3 prefix that is this job's alone, with a slash at its end."""
+    path: str = job.spec["output"]["path"]
+    return f"{path.rstrip('/')}/{job.id}/"
 
 
 async def runs(db: AsyncSession, job_ids: list[str]) -> dict[str, Run]:

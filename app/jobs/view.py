@@ -54,6 +54,7 @@ def job(row: Job, adapter: tuple[str, int, bool] | None, run: Run | None) -> sch
         adapter=schemas.JobAdapter(name=adapter[0], version=adapter[1], promoted=adapter[2]) if adapter else None,
         run=schemas.JobRun(attempt=run.attempt, profile=run.profile) if run else None,
         usage=row.usage,
+        retry_of=row.retry_of,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a job stands when a worker takes it: to be launched, to be followed, or to be cancelled.
+"""Where a job stands when a worker takes it: to be launched, to be followed, to be cancelled, or to be called paused.
 
 The same questions for a fresh job, for one whose worker died, and for one whose machine was restarted: nothing is kept in
 memory that the job's row, its newest run and the run's folder do not tell.
@@ -48,7 +48,14 @@ class Cancel:
     run: Run | None
 
 
-Situation = Launch | Follow | Cancel
+@dataclass(frozen=True)
+class Pause:
+    """The job is to be paused, and no run of it goes on."""
+
+    job: Job
+
+
+Situation = Launch | Follow | Cancel | Pause
 
 
 async def assess(context: Context, hand: Hand) -> Situation | None:
@@ -60,7 +67,7 @@ async def assess(context: Context, hand: Hand) -> Situation | None:
     situation = await insist(lambda: _assess(context, hand))
     if isinstance(situation, Follow) and not await asyncio.to_thread(_was_started, situation.run):
         await settle.close_run(context, hand, situation.run, None, None)
-        return Launch(situation.job, situation.run)
+        return await insist(lambda: _assess(context, hand))
     return situation
 
 
@@ -75,7 +82,7 @@ async def _assess(context: Context, hand: Hand) -> Situation | None:
         if await _is_hopeless(db, hand, job, run):
             return None
         if run is None or run.finished_at is not None:
-            return Launch(job, run)
+            return Launch(job, run) if job.pause_requested_at is None else Pause(job)
         return Follow(job, run)
 
 

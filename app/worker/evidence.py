@@ -15,8 +15,6 @@ from app.nextflow.progress import Row
 from finetune.exit_codes import BY_NAME, BY_STATUS, SIGNALLED, StepError
 
 LOCKED = "Unable to acquire lock on session"
-STOPPED = ("interrupted", "paused")
-"""Ends that a step was asked for: nobody's failure."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Verdict:
     """How a run ended.
 
     Attributes:
-        outcome: `succeeded`; `failed` with `error`; `lost`: it did not end by itself and may be started again.
+        outcome: `succeeded`; `failed` with `error`; `paused`: the training saved and ended as it was asked to; `lost`: it
+            did not end by itself and may be started again.
         error: The job's error: code, message, param.
     """
 
@@ -33,7 +32,10 @@ class Verdict:
 
 
 SUCCEEDED = Verdict("succeeded")
+PAUSED = Verdict("paused")
 LOST = Verdict("lost")
+STOPPED = {"paused": PAUSED, "interrupted": LOST}
+"""Ends that a step was asked for: nobody's failure."""
 
 
 def judge(run_folder: Path, record: ExitRecord | None) -> Verdict:
@@ -63,11 +65,11 @@ def _judge_task(row: Row, rows: list[Row]) -> Verdict:
     made = progress.read_object(Path(row.workdir) / "error.json")
     if made is not None and made.get("code") in BY_NAME:
         if made["code"] in STOPPED:
-            return LOST
+            return STOPPED[made["code"]]
         return Verdict("failed", {key: made.get(key) for key in ("code", "message", "param")})
     if row.exit in BY_STATUS:
         name = BY_STATUS[row.exit].name
-        return LOST if name in STOPPED else _failed(name)
+        return STOPPED.get(name) or _failed(name)
     if row.exit == 137 and _killed_again(row, rows):
         return _failed(
             "out_of_memory",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from app.models import Job
 from app.settings import Settings
+from app.worker.seed import seed
 from finetune.config import JobSpec
 from finetune.progress import write_atomic
 from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile, plan
@@ -52,6 +53,11 @@ class JobFolder:
         """The lease confirmation, for the shim."""
         return self.root / "lease"
 
+    @property
+    def swept(self) -> Path:
+        """There when the task folders were cleared: what they held must be made anew, in a new session."""
+        return self.root / "swept"
+
     def run(self, attempt: int) -> Path:
         """The folder of one launch."""
         return self.root / f"run-{attempt}"
@@ -70,6 +76,8 @@ def prepare(folder: JobFolder, settings: Settings, job: Job) -> None:
     write_credentials(folder, settings)
     if folder.steps.exists():
         return
+    if job.retry_of is not None:
+        seed(of(settings, job.retry_of).train, folder.train)
     beside = folder.root / "steps.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -123,6 +131,16 @@ def ask_trainer(folder: JobFolder, intent: str) -> None:
         intent: `pause`: save a checkpoint and end.
     """
     write_atomic(folder.train / CONTROL, json.dumps({"intent": intent}) + "\n")
+
+
+def is_asked(folder: JobFolder) -> bool:
+    """Whether the trainer was left a wish that it has not obeyed yet."""
+    return (folder.train / CONTROL).is_file()
+
+
+def unask(folder: JobFolder) -> None:
+    """Take a wish back; a trainer that has read it obeys it."""
+    (folder.train / CONTROL).unlink(missing_ok=True)
 
 
 def confirm_lease(folder: JobFolder, *, others: bool, end_after: float) -> None:

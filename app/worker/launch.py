@@ -55,7 +55,7 @@ async def launch(context: Context, hand: Hand, job: Job, previous: Run | None) -
 def _plan(context: Context, hand: Hand, job: Job, previous: Run | None, folder: JobFolder) -> Run:
     """The row of the next run: the same session as long as its work folder is here, so that nothing is done twice."""
     attempt = previous.attempt + 1 if previous else 1
-    same = previous is not None and folder.work.is_dir()
+    same = previous is not None and folder.work.is_dir() and not folder.swept.exists()
     return Run(
         id=new_id("run_"),
         project_id=job.project_id,
@@ -68,8 +68,16 @@ def _plan(context: Context, hand: Hand, job: Job, previous: Run | None, folder: 
         host=context.me.host,
         boot_id=context.me.here.boot_id,
         pid_namespace=context.me.here.pid_namespace,
-        cursor=Cursor(**previous.cursor).for_next_run().as_json() if previous else {},
+        cursor=_cursor(previous, folder).as_json(),
     )
+
+
+def _cursor(previous: Run | None, folder: JobFolder) -> Cursor:
+    """Where reading begins: what a retry was seeded with is the old job's story, and told there."""
+    if previous is not None:
+        return Cursor(**previous.cursor).for_next_run()
+    told = folder.train / "progress.jsonl"
+    return Cursor(progress=told.stat().st_size if told.is_file() else 0)
 
 
 async def _insert(context: Context, hand: Hand, planned: Run) -> Run:
@@ -82,6 +90,7 @@ def start(context: Context, folder: JobFolder, run: Run) -> Handle | None:
     """Start the run's Nextflow; what was started before in its folder is not started twice. Blocking."""
     settings, run_folder = context.settings, Path(run.folder)
     run_folder.mkdir(parents=True, exist_ok=True)
+    folder.swept.unlink(missing_ok=True)
     history = folder.root / "launch" / ".nextflow" / "history"
     known = history.is_file() and run.session_uuid in history.read_text(encoding="utf-8", errors="replace")
     order = Order(

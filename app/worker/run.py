@@ -11,21 +11,21 @@ import time
 from pathlib import Path
 
 import structlog
-from sqlalchemy import select
 
-from app.jobs.lifecycle import FenceLost
+from app.jobs import lifecycle
 from app.models import Job, Run
 from app.nextflow import process
 from app.nextflow.process import ExitRecord
 from app.nextflow.progress import FINE_TUNE, Cursor
-from app.worker import adopt, record, settle
+from app.worker import adopt, record, settle, wishes
 from app.worker import folder as folders
-from app.worker.adopt import Cancel, Follow, Launch
+from app.worker.adopt import Cancel, Follow, Launch, Pause
 from app.worker.context import Context, Hand
-from app.worker.evidence import judge
+from app.worker.evidence import PAUSED, judge
 from app.worker.folder import JobFolder
 from app.worker.launch import label, launch, started
 from app.worker.outage import insist
+from app.worker.wishes import Wishes
 from finetune.exit_codes import StepError
 
 TICK_SECONDS = 0.25
@@ -52,6 +52,8 @@ async def carry(context: Context, hand: Hand) -> None:
                 return
             if isinstance(situation, Cancel):
                 await _cancel(context, hand, situation)
+            elif isinstance(situation, Pause):
+                await settle.pause(context, hand, None)
             elif isinstance(situation, Launch):
                 await _launch(context, hand, situation)
             else:
@@ -89,22 +91,33 @@ async def _follow(context: Context, hand: Hand, situation: Follow) -> None:
         if hand.halt:
             await _halt(context, hand, run)
             return
-        if await insist(lambda: _cancel_requested(context, hand)):
+        wished = await insist(lambda: wishes.of(context, hand, run))
+        if wished.cancel:
             return
         if await _is_over(context, hand, run):
             await record.catch_up(context.database, folder, run, hand.fence, over=True)
             await _settle(context, hand, situation.job, run)
             return
+        await _obey(context, hand, run, wished)
         await hand.rest(TICK_SECONDS)
 
 
-async def _cancel_requested(context: Context, hand: Hand) -> bool:
-    async with context.database.transaction() as db:
-        asked = select(Job.fence, Job.cancel_requested_at).where(Job.id == hand.job_id)
-        fence, at = (await db.execute(asked)).one()
-        if fence != hand.fence:
-            raise FenceLost(f"{hand.job_id}: fence {hand.fence} is gone, it is {fence} now")
-        return at is not None
+async def _obey(context: Context, hand: Hand, run: Run, wished: Wishes) -> None:
+    """Have a run stop that is wished to: a training saves first, as long as it may take; anything else is ended at once."""
+    folder = folders.of(context.settings, hand.job_id)
+    asked = await asyncio.to_thread(folders.is_asked, folder)
+    if not wished.stop:
+        if asked:
+            await asyncio.to_thread(folders.unask, folder)
+    elif _is_training(run) and not wished.late:
+        if not asked:
+            await asyncio.to_thread(folders.ask_trainer, folder, "pause")
+    else:
+        await stop(context, hand, run, 2 * STOP_GRACE_SECONDS)
+
+
+def _is_training(run: Run) -> bool:
+    return FINE_TUNE in Cursor(**run.cursor).running.values()
 
 
 async def _is_over(context: Context, hand: Hand, run: Run) -> bool:
@@ -123,18 +136,34 @@ async def _settle(context: Context, hand: Hand, job: Job, run: Run) -> None:
     ended = process.exit_record(Path(run.folder))
     verdict = await asyncio.to_thread(judge, Path(run.folder), ended)
     log.info("run_ended", job=hand.job_id, run=run.id, outcome=verdict.outcome, error=verdict.error)
+    wished = await insist(lambda: wishes.of(context, hand, run))
+    stopped = verdict.error is None or (wished.stop and ended is not None and ended.asked)
     if verdict.outcome == "succeeded" and ended is not None:
         await settle.succeed(context, hand, job, run, ended)
-    elif verdict.error is not None:
+    elif not stopped and verdict.error is not None:
         await settle.fail(context, hand, run, verdict.error, ended)
+    elif wished.pause:
+        await settle.pause(context, hand, run, ended)
+    elif wished.overtime:
+        await settle.fail(context, hand, run, await _overtime(context, hand), ended)
     else:
-        await settle.close_run(context, hand, run, ended, LOST)
+        await settle.close_run(context, hand, run, ended, None if verdict == PAUSED else LOST)
+
+
+async def _overtime(context: Context, hand: Hand) -> dict[str, str | None]:
+    """The error of a job whose training was ended for having run too long."""
+
+    async def once() -> Job:
+        async with context.database.transaction() as db:
+            return await lifecycle.lock(db, hand.job_id, fence=hand.fence)
+
+    return wishes.max_runtime_exceeded(await insist(once))
 
 
 async def _halt(context: Context, hand: Hand, run: Run) -> None:
     """End a run at a checkpoint; its job stays running, and its next run goes on from there."""
     folder = folders.of(context.settings, hand.job_id)
-    if FINE_TUNE in Cursor(**run.cursor).running.values():
+    if _is_training(run):
         await _save(context, hand, run, folder)
     await stop(context, hand, run, 2 * STOP_GRACE_SECONDS)
     await record.catch_up(context.database, folder, run, hand.fence, over=True)

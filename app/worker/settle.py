@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +19,20 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.service import register_version
+from app.events import service as events
 from app.files.storage import connect
 from app.jobs import lifecycle
+from app.jobs.lifecycle import Status
+from app.jobs.service import output_prefix
 from app.models import FINAL, Checkpoint, File, Job, Run, Stage, new_id
 from app.nextflow import process
 from app.nextflow.process import ExitRecord
+from app.nextflow.progress import FINE_TUNE
 from app.worker import deaths, objects
 from app.worker import folder as folders
 from app.worker.context import Context, Hand
 from app.worker.launch import last_run
 from app.worker.outage import insist
-from finetune.config import JobSpec
 from finetune.exit_codes import StepError
 from finetune.steps import Manifest
 
@@ -44,11 +48,6 @@ class Product:
     prefix: str
     manifest: Manifest
     sha256: str
-
-
-def result_prefix(job: Job) -> str:
-    """The S3 prefix that is this job's alone, with a slash at its end."""
-    return f"{JobSpec.model_validate(job.spec).output.path.rstrip('/')}/{job.id}/"
 
 
 async def succeed(context: Context, hand: Hand, job: Job, run: Run, record: ExitRecord) -> None:
@@ -67,6 +66,8 @@ async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, r
             return
         if job.cancel_requested_at is not None:
             return  # the caller looks again, and cancels
+        if job.pause_requested_at is not None:
+            await events.record(db, job, "The job ended before it could be paused")
         await close(db, run, record)
         await _keep(db, job, product)
         await lifecycle.succeeded(db, job, fence=hand.fence)
@@ -137,10 +138,27 @@ async def fail(
     folders.forget_credentials(folders.of(context.settings, hand.job_id))
 
 
+async def pause(context: Context, hand: Hand, run: Run | None, record: ExitRecord | None = None) -> None:
+    """Call a job paused whose run has stopped. A pause that was withdrawn only closes the run; a cancel is left to the caller."""
+
+    async def once() -> None:
+        async with context.database.transaction() as db:
+            job = await lifecycle.lock(db, hand.job_id, fence=hand.fence)
+            if job.status not in (Status.QUEUED, Status.RUNNING) or job.cancel_requested_at is not None:
+                return
+            if run is not None:
+                await close(db, run, record)
+            if job.pause_requested_at is not None:
+                await lifecycle.paused(db, job, fence=hand.fence)
+
+    await insist(once)
+    folders.forget_credentials(folders.of(context.settings, hand.job_id))  # the next launch writes them anew
+
+
 async def cancel(context: Context, hand: Hand, job: Job, run: Run | None) -> None:
     """End the job as cancelled. Nothing of it runs any more; what it uploaded is removed first."""
     if run is not None:
-        await _remove(context, hand, result_prefix(job))
+        await _remove(context, hand, output_prefix(job))
     record = process.exit_record(Path(run.folder)) if run is not None else None
 
     async def once() -> None:
@@ -199,12 +217,23 @@ async def close(db: AsyncSession, run: Run, record: ExitRecord | None) -> None:
         row.finished_at, row.exit_status = now, record.status if record else None
     unended = select(Stage).where(Stage.run_id == run.id, Stage.status.in_(("submitted", "running")))
     for stage in (await db.execute(unended)).scalars():
-        stage.status, stage.finished_at = "aborted", now
+        stage.status, stage.finished_at = "aborted", await asyncio.to_thread(_last_sign, stage, row.folder) or now
+
+
+def _last_sign(stage: Stage, run_folder: str) -> datetime | None:
+    """When a task that was killed was last heard of: the hours that its machine was off are none of its running."""
+    if stage.workdir is None or stage.started_at is None:
+        return None
+    files = [Path(stage.workdir) / name for name in (".command.begin", ".command.out", ".command.err", ".command.log")]
+    if stage.process == FINE_TUNE:
+        files.append(Path(run_folder).parent / "train" / "progress.jsonl")
+    last = max((path.stat().st_mtime for path in files if path.exists()), default=None)
+    return None if last is None else max(stage.started_at, datetime.fromtimestamp(last, UTC))
 
 
 async def _read_back(context: Context, hand: Hand, job: Job) -> Product | StepError:
     """The result as it lies on S3, read as a stranger would."""
-    prefix = result_prefix(job)
+    prefix = output_prefix(job)
 
     def once() -> Product:
         s3 = connect(context.settings)

@@ -9,7 +9,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 
 from app.db import Database
 from tests.app.conftest import DATASET, MODEL, Service, job_body
-from tests.app.jobs.factory import PATHS, create, move, own, status_of
+from tests.app.jobs.factory import PATHS, create, move
 
 pytestmark = pytest.mark.db
 
@@ -18,7 +18,7 @@ OPENAI_KEYS = {
     "organization_id", "result_files", "seed", "status", "trained_tokens", "training_file", "validation_file",
     "estimated_finish", "integrations", "metadata",
 }  # fmt: skip
-OWN_KEYS = {"progress", "technique", "callback_url", "output", "adapter", "run", "usage"}
+OWN_KEYS = {"progress", "technique", "callback_url", "output", "adapter", "run", "usage", "retry_of"}
 
 
 @pytest.mark.parametrize("status", [status for status in PATHS if status != "paused"])
@@ -48,7 +48,7 @@ def test_a_new_job_has_every_key_and_nulls_for_what_is_not_known(http: httpx.Cli
     assert job["hyperparameters"]["n_epochs"] == "auto"
     assert [key for key in sorted(job) if job[key] is None] == sorted(
         ["adapter", "callback_url", "error", "estimated_finish", "fine_tuned_model", "finished_at", "integrations",
-         "output", "progress", "run", "suffix", "trained_tokens", "usage", "validation_file"]
+         "output", "progress", "retry_of", "run", "suffix", "trained_tokens", "usage", "validation_file"]
     )  # fmt: skip
 
 
@@ -123,38 +123,6 @@ def test_a_callback_host_that_does_not_resolve_is_a_warning(client: OpenAI) -> N
     assert (newest.level, "does not resolve" in newest.message) == ("warn", True)
 
 
-@pytest.mark.parametrize("status", ["validating_files", "queued", "paused"])
-async def test_a_job_that_nobody_owns_is_cancelled_at_once(
-    http: httpx.Client, client: OpenAI, db: Database, status: str
-) -> None:
-    job_id = create(client)
-    await move(db, job_id, status)
-    first, again = (http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel") for _ in range(2))
-    assert (first.status_code, first.json()["status"]) == (200, "cancelled")
-    assert again.json() == first.json()
-
-
-@pytest.mark.parametrize("status", ["validating_files", "running"])
-async def test_a_job_that_a_worker_owns_is_asked_to_end(client: OpenAI, db: Database, status: str) -> None:
-    job_id = create(client)
-    await move(db, job_id, status)
-    await own(db, job_id)
-    for _ in range(2):
-        assert client.fine_tuning.jobs.cancel(job_id).status == status
-    messages = [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
-    assert messages.count("Cancel requested") == 1
-    assert await status_of(db, job_id) == status
-
-
-@pytest.mark.parametrize("status", ["succeeded", "failed"])
-async def test_a_job_that_has_ended_cannot_be_cancelled(client: OpenAI, db: Database, status: str) -> None:
-    job_id = create(client)
-    await move(db, job_id, status)
-    with pytest.raises(BadRequestError) as refused:
-        client.fine_tuning.jobs.cancel(job_id)
-    assert refused.value.code == "job_not_cancellable"
-
-
 def test_an_unchanged_job_is_a_304_only_for_those_who_ask(http: httpx.Client, client: OpenAI) -> None:
     path = f"/v1/fine_tuning/jobs/{create(client)}"
     first = http.get(path)
@@ -165,9 +133,8 @@ def test_an_unchanged_job_is_a_304_only_for_those_who_ask(http: httpx.Client, cl
     assert http.get(path, headers={"if-none-match": first.headers["etag"]}).status_code == 200
 
 
-@pytest.mark.parametrize("action", ["pause", "resume", "retry"])
-def test_what_is_not_offered_yet_says_so(http: httpx.Client, client: OpenAI, action: str) -> None:
-    error = http.post(f"/v1/fine_tuning/jobs/{create(client)}/{action}").json()["error"]
+def test_what_is_not_offered_yet_says_so(http: httpx.Client) -> None:
+    error = http.post("/v1/fine_tuning/jobs/estimate", json=job_body()).json()["error"]
     assert error["code"] == "unsupported_operation"
 
 

@@ -63,9 +63,48 @@ async def test_a_terminal_status_cannot_be_changed_by_direct_sql(client: OpenAI,
 
 
 async def set_status_by_hand(db: Database, job_id: str) -> None:
+    await by_hand(db, job_id, "update jobs set status = 'running', finished_at = null, error = null where id = :id")
+
+
+async def by_hand(db: Database, job_id: str, statement: str) -> None:
     async with db.transaction() as session:
-        change = "update jobs set status = 'running', finished_at = null, error = null where id = :id"
-        await session.execute(text(change), {"id": job_id})
+        await session.execute(text(statement), {"id": job_id})
+
+
+@pytest.mark.parametrize("final", FINAL)
+@pytest.mark.parametrize(
+    "change",
+    [
+        'error = \'{"code": "another"}\'',
+        "error = null",
+        "finished_at = clock_timestamp()",
+        "finished_at = null",
+        "fine_tuned_model = 'ft:another'",
+        "fine_tuned_model = null, finished_at = clock_timestamp()",
+    ],
+)
+async def test_what_a_final_job_says_cannot_be_changed_by_direct_sql(
+    client: OpenAI, db: Database, final: str, change: str
+) -> None:
+    job_id = create(client)
+    await move(db, job_id, final)
+    before = client.fine_tuning.jobs.retrieve(job_id)
+    if change == "error = null" and final != "failed":
+        await by_hand(db, job_id, f"update jobs set {change} where id = :id")
+    else:
+        with pytest.raises(IntegrityError, match="a terminal status never changes"):
+            await by_hand(db, job_id, f"update jobs set {change} where id = :id")
+    assert client.fine_tuning.jobs.retrieve(job_id) == before
+
+
+async def test_what_belongs_to_no_end_can_still_be_written_and_a_final_job_be_deleted(
+    client: OpenAI, db: Database
+) -> None:
+    job_id = create(client)
+    await move(db, job_id, "failed")
+    await by_hand(db, job_id, "update jobs set logs_uri = 's3://logs/', last_seq = last_seq + 1 where id = :id")
+    await by_hand(db, job_id, "delete from events where job_id = :id")
+    await by_hand(db, job_id, "delete from jobs where id = :id")
 
 
 async def test_a_write_with_an_old_fence_is_refused_whole(client: OpenAI, db: Database) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.nextflow.process import ExitRecord
-from app.worker.evidence import LOST, SUCCEEDED, Verdict, judge
+from app.worker.evidence import LOST, PAUSED, SUCCEEDED, Verdict, judge
 from tests.app.nextflow.test_progress import HEADER
 
 pytestmark = pytest.mark.unit
@@ -71,10 +71,10 @@ def test_a_run_that_was_ended_from_outside_is_lost(tmp_path: Path, record: ExitR
     assert judge(tmp_path, record) == LOST
 
 
-@pytest.mark.parametrize("status", [80, 81])
-def test_a_task_that_was_asked_to_stop_has_not_failed(tmp_path: Path, status: int) -> None:
+@pytest.mark.parametrize(("status", "verdict"), [(80, PAUSED), (81, LOST)])
+def test_a_task_that_was_asked_to_stop_has_not_failed(tmp_path: Path, status: int, verdict: Verdict) -> None:
     trace(tmp_path, ("FINE_TUNE", "FAILED", status, "TERMINATE"))
-    assert judge(tmp_path, ENDED) == LOST
+    assert judge(tmp_path, ENDED) == verdict
 
 
 def test_a_session_that_another_head_holds_is_lost(tmp_path: Path) -> None:
