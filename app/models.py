@@ -253,6 +253,18 @@ class RunToken(Table):
     created_at: Mapped[datetime] = _now()
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    intent: Mapped[str | None] = mapped_column(comment="what the run's training is asked: pause")
+
+
+class RunLines(Table):
+    """A piece of progress.jsonl of a training that shares no disk with a worker: whole lines, by their place in the file."""
+
+    __tablename__ = "run_lines"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    start: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="byte of the file")
+    until: Mapped[int] = mapped_column(comment="the byte after the last")
+    content: Mapped[bytes]
+    created_at: Mapped[datetime] = _now()
 
 
 class TrainLease(Table):

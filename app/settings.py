@@ -117,6 +117,20 @@ class Settings(BaseSettings):
         Path("/proc/sys/kernel/random/boot_id"), description="Changes when the machine restarts."
     )
     task_env: SplitList = Field([], description="Names of environment variables passed on to the pipeline's tasks.")
+    unshared_profiles: SplitList = Field(
+        ["awsbatch"],
+        description="Profiles whose tasks do not see LLAMAFLOW_RUNS_DIR: their trainings keep their state on S3, by a run token.",
+    )
+    tasks_url: str | None = Field(
+        None,
+        description="How such tasks reach the API, over https unless it is this machine. Default: LLAMAFLOW_PUBLIC_URL, else http://<host>:<port>.",
+    )
+    run_token_seconds: float = Field(
+        3600.0, gt=0, description="How long a run token holds when neither worker nor training renews it."
+    )
+    train_lease_seconds: float = Field(
+        30.0, gt=0, description="How long a training that shares no disk stays its owner without a heartbeat."
+    )
     stub_run: bool = Field(False, description="Run the pipeline's stubs: for tests of the orchestration.")
 
     # Retention
@@ -147,7 +161,7 @@ class Settings(BaseSettings):
     )
     webhook_timeout: float = Field(15.0, gt=0, description="Seconds a receiver has to answer.")
 
-    @field_validator("path_allow", "webhook_allow", "task_env", "proxies", mode="before")
+    @field_validator("path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -229,6 +229,22 @@ TABLE: tuple[ExitCode, ...] = (
         "The run was lost three times without any progress between.",
         "Look for what ends it: the machine's memory, its disk, or its log. Then submit the job again.",
     ),
+    ExitCode(
+        "ownership_lost",
+        89,
+        _I,
+        True,
+        "Another process trains in this one's place, or the run it belongs to is over.",
+        "There is nothing to do: the training goes on where it was taken over.",
+    ),
+    ExitCode(
+        "service_unavailable",
+        90,
+        _I,
+        True,
+        "LlamaFlow did not answer the training.",
+        "It is tried again by itself; check that tasks reach LLAMAFLOW_TASKS_URL.",
+    ),
 )
 
 BY_NAME: dict[str, ExitCode] = {code.name: code for code in TABLE}

@@ -78,6 +78,7 @@ def upgrade() -> None:
         _created(),
         _time("expires_at", nullable=False),
         _time("revoked_at", nullable=True),
+        sa.Column("intent", sa.Text(), nullable=True, comment="what the run's training is asked: pause"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_run_tokens_job_id")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_run_tokens_project_id")),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_run_tokens_run_id")),
@@ -94,6 +95,16 @@ def upgrade() -> None:
         _created(),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_train_leases_job_id")),
         sa.PrimaryKeyConstraint("job_id", "train_key", name=op.f("pk_train_leases")),
+    )
+    op.create_table(
+        "run_lines",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("start", sa.BigInteger(), autoincrement=False, nullable=False, comment="byte of the file"),
+        sa.Column("until", sa.BigInteger(), nullable=False, comment="the byte after the last"),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        _created(),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_run_lines_job_id")),
+        sa.PrimaryKeyConstraint("job_id", "start", name=op.f("pk_run_lines")),
     )
 
     op.add_column("webhook_endpoints", sa.Column("disabled_reason", sa.Text(), nullable=True))
@@ -147,6 +158,7 @@ def downgrade() -> None:
     op.alter_column("webhook_deliveries", "job_id", nullable=False)
     op.drop_table("webhook_hosts")
     op.drop_column("webhook_endpoints", "disabled_reason")
+    op.drop_table("run_lines")
     op.drop_table("train_leases")
     op.drop_table("run_tokens")
     op.drop_index("ix_jobs_running", "jobs")
