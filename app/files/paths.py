@@ -1,9 +1,17 @@
-"""Which S3 addresses a project may name: below its allowed prefixes, and never another project's uploads. Pure."""
+"""Which S3 addresses a project may name: below its allowed prefixes, never another project's uploads or results. Pure.
+
+A folder named by a job's id is that job's: only its project reads below it, and nobody sends other results there. Case does
+not tell folders apart, for there are stores where it does not.
+"""
 
 from __future__ import annotations
 
+import re
+
 from app.errors import BadRequest
 from finetune.config import S3_URI
+
+JOB_FOLDER = re.compile(r"ftjob-[a-z0-9]{24}", re.IGNORECASE)
 
 
 def allow(uri: str, *, prefixes: list[str], uploads: str, project_id: str, param: str) -> str:
@@ -28,7 +36,14 @@ def allow(uri: str, *, prefixes: list[str], uploads: str, project_id: str, param
             code="path_not_allowed",
             param=param,
         )
-    home, folder = _split(uploads, param)
+    if param == "output.path" and jobs_in(uri):
+        raise BadRequest(
+            f"{uri} lies in the folder of a job. Name a folder that is no job's; the result gets one of its own in it.",
+            code="path_not_allowed",
+            param=param,
+        )
+    key, project_id = key.casefold(), project_id.casefold()
+    home, folder = _split(uploads.casefold(), param)
     inside = _below(bucket, key, home, folder) and not _below(bucket, key, home, f"{folder.rstrip('/')}/{project_id}")
     around = bucket == home and key.endswith("/") and _below(home, folder, bucket, key)
     if inside or ((around or key == "") and bucket == home and param != "output.path"):
@@ -38,6 +53,16 @@ def allow(uri: str, *, prefixes: list[str], uploads: str, project_id: str, param
             param=param,
         )
     return uri
+
+
+def jobs_in(uri: str) -> set[str]:
+    """The ids of jobs whose folders an address leads into."""
+    return {part for part in uri.split("/") if JOB_FOLDER.fullmatch(part)}
+
+
+def of_folder(uri: str, found: str) -> bool:
+    """Whether an object below a folder is part of what the folder's address means: results of jobs that it does not name are not."""
+    return jobs_in(found) <= jobs_in(uri)
 
 
 def _split(uri: str, param: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from app.auth import Caller, Reader, Writer
 from app.db import Database, Session
 from app.errors import ApiError, BadRequest
-from app.files import paths, service, upload
+from app.files import service, upload
 from app.files.schemas import FileDeleted, FileObject, FilePage, FileRegister
 from app.files.storage import Storage
 from app.limits import Incoming, is_upload
@@ -136,10 +136,7 @@ async def _register(request: Request, caller: Caller) -> File:
     settings: Settings = request.app.state.settings
     body = await _json(request)
     async with _database(request).transaction() as db:
-        allowed = await service.allowed_prefixes(db, caller, settings.path_allow)
-    paths.allow(
-        body.s3_uri, prefixes=allowed, uploads=settings.files_prefix, project_id=caller.project_id, param="s3_uri"
-    )
+        await service.allow(db, caller, settings, body.s3_uri, param="s3_uri")
     if body.s3_uri.endswith("/"):
         raise BadRequest("s3_uri must name one object, not a folder.", code="invalid_value", param="s3_uri")
     found = await _storage(request).head(body.s3_uri, param="s3_uri")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
 from app.errors import BadRequest, NotFound
-from app.models import File, Project, new_id
+from app.files import paths
+from app.models import File, Job, Project, new_id
 from app.pages import cut, unknown_cursor
+from app.settings import Settings
 
 
 async def add(
@@ -98,7 +100,21 @@ async def delete(db: AsyncSession, caller: Caller, file_id: str) -> None:
     await db.flush()
 
 
-async def allowed_prefixes(db: AsyncSession, caller: Caller, default: list[str]) -> list[str]:
-    """The S3 prefixes a project may name: its own list, else the setting's."""
+async def allow(db: AsyncSession, caller: Caller, settings: Settings, uri: str, *, param: str) -> str:
+    """Let an S3 address that a request names pass, or say why not.
+
+    Returns:
+        `uri`, unchanged.
+    Raises:
+        BadRequest: `invalid_value`, `path_not_allowed`.
+    """
     project = await db.get_one(Project, caller.project_id)
-    return project.path_allow if project.path_allow is not None else default
+    prefixes = settings.path_allow if project.path_allow is None else project.path_allow
+    paths.allow(uri, prefixes=prefixes, uploads=settings.files_prefix, project_id=project.id, param=param)
+    named = paths.jobs_in(uri)
+    own = select(func.count()).select_from(Job).where(Job.id.in_(named), Job.project_id == project.id)
+    if named and (await db.execute(own)).scalar_one() < len(named):
+        raise BadRequest(
+            f"{uri} lies in the folder of a job that is none of this project's.", code="path_not_allowed", param=param
+        )
+    return uri

@@ -27,6 +27,8 @@ from finetune.config import unsupported
 from finetune.steps import ModelSource
 
 S3_SECONDS = 3.0
+LOOKED_AT = 100
+"""Objects of a folder looked at before a job is accepted; all of them are before it trains."""
 
 Look = Callable[[], Awaitable[None]]
 
@@ -50,21 +52,22 @@ async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: St
     if refused := unsupported(body):
         raise BadRequest(refused[1], code="unsupported_operation", param=refused[0])
     await room(db, caller, settings.max_open_jobs)
-    prefixes = await files.allowed_prefixes(db, caller, settings.path_allow)
-    allow = partial(paths.allow, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id)
-    allow(body.output.path, param="output.path")
+    allow = partial(files.allow, db, caller, settings)
+    await allow(body.output.path, param="output.path")
     base = bases.resolve(body.model, bases.entries(settings.models_file))
     looks: list[Look] = []
     if body.model.startswith("s3://") and base.kind == "s3":
-        looks.append(partial(_model_is_there, storage, allow(base.location, param="model")))
+        looks.append(partial(_model_is_there, storage, await allow(base.location, param="model")))
     for param in ("training_file", "validation_file"):
         named: str | None = getattr(body, param)
         if named is None:
             continue
         if named.startswith("file-"):
-            await files.dataset(db, caller, named, param=param)
+            file = await files.dataset(db, caller, named, param=param)
+            if not file.owned:
+                await allow(file.uri, param=param)
         elif named.startswith("s3://"):
-            looks.append(partial(_object_is_there, storage, allow(named, param=param), param))
+            looks.append(partial(_object_is_there, storage, await allow(named, param=param), param))
         else:
             raise BadRequest(
                 f"{param} must be the id of a file (file-…) or an S3 address (s3://bucket/key), not {named[:80]!r}",
@@ -116,7 +119,9 @@ async def _look(looks: list[Look]) -> None:
 async def _object_is_there(storage: Storage, uri: str, param: str) -> None:
     if not uri.endswith("/"):
         await storage.head(uri, param=param)
-    elif not await storage.some(uri, param=param):
+        return
+    found = await storage.some(uri, limit=LOOKED_AT, param=param)
+    if len(found) < LOOKED_AT and not any(paths.of_folder(uri, key) for key in found):
         raise BadRequest(f"There is no object below {uri}.", code="file_not_found", param=param)
 
 

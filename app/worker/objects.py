@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from app.files.paths import of_folder
 from finetune.exit_codes import StepError
 from finetune.plan import DATASET
 from finetune.s3 import errors, head, listing, split
@@ -23,13 +24,16 @@ else:
 def pin(s3: S3Client, uri: str, param: str) -> list[Pinned]:
     """The objects an address means, as they are now: one, or each dataset file below a prefix that ends in `/`.
 
+    What lies in a folder named by a job's id is that job's result, and no dataset unless the address names the job.
+
     Raises:
         StepError: `file_not_found`, `access_denied`, `s3_unavailable`.
     """
     if not uri.endswith("/"):
         found = [head(s3, uri, param=param)]
     else:
-        found = [row for row in listing(s3, uri, param=param) if row.uri.lower().endswith(DATASET)]
+        rows = [row for row in listing(s3, uri, param=param) if of_folder(uri, row.uri)]
+        found = [row for row in rows if row.uri.lower().endswith(DATASET)]
     if not found:
         raise StepError("file_not_found", f"There is no {', '.join(DATASET)} object below {uri}.", param=param)
     return [Pinned(uri=row.uri, etag=row.etag, size=row.size) for row in found]
