@@ -61,8 +61,7 @@ def _counts(line: dict[str, Any], step: int) -> bool:
     at = line.get("step")
     if line.get("event") == "start":
         return (line.get("resumed_from") or 0) <= step
-    whole = line.get("event") in ("step", "evaluation") and isinstance(at, int) and at <= step
-    return whole or (line.get("event") == "checkpoint" and at == step)
+    return line.get("event") in ("step", "evaluation", "checkpoint") and isinstance(at, int) and at <= step
 
 
 def _stripped(line: dict[str, Any], new: Path) -> dict[str, Any]:
