@@ -1,6 +1,6 @@
 """Who calls: bearer keys `lf-…`, their project and scopes, as annotated dependencies for routes.
 
-A key is looked up in a short transaction of its own, so that uploads and streamed answers hold no connection while they run.
+A key is looked up by one statement of its own, so that uploads and streamed answers hold no connection while they run.
 May touch projects, api_keys and signing_secrets, nothing else.
 """
 
@@ -48,12 +48,14 @@ class Caller:
         project_name: As it stands in `ft:` ids.
         key_id: The key's row.
         scopes: read, write, admin.
+        path_allow: S3 prefixes its jobs may read and write; None means the setting's.
     """
 
     project_id: str
     project_name: str
     key_id: str
     scopes: frozenset[str]
+    path_allow: list[str] | None
 
 
 def key_hash(key: str) -> str:
@@ -66,26 +68,26 @@ def new_key() -> str:
     return "lf-" + secrets.token_urlsafe(32)
 
 
-async def find(db: AsyncSession, key: str) -> Caller:
+_FIND = """
+    select k.id, k.project_id, k.scopes, p.name, p.path_allow from api_keys k join projects p on p.id = k.project_id
+    where k.hash = %(hash)s and k.revoked_at is null
+"""
+
+
+async def find(database: Database, key: str) -> Caller:
     """The caller a key stands for.
 
     Raises:
         Unauthenticated: `invalid_api_key`: not known, or revoked.
     """
-    row = (
-        await db.execute(
-            select(ApiKey.id, ApiKey.project_id, ApiKey.scopes, Project.name)
-            .join(Project, Project.id == ApiKey.project_id)
-            .where(ApiKey.hash == key_hash(key), ApiKey.revoked_at.is_(None))
-        )
-    ).one_or_none()
+    row = await database.first(_FIND, {"hash": key_hash(key)})
     if row is None:
         raise Unauthenticated(
             "The API key is not known here. Check the key behind `Authorization: Bearer`; the embedded service "
             "keeps its own in .llamaflow/api_key.",
             code="invalid_api_key",
         )
-    return Caller(row.project_id, row.name, row.id, frozenset(row.scopes))
+    return Caller(project_id=row[1], project_name=row[3], key_id=row[0], scopes=frozenset(row[2]), path_allow=row[4])
 
 
 async def authenticate(
@@ -106,8 +108,7 @@ async def authenticate(
     address, hashed = request.client.host if request.client else "?", key_hash(given.credentials)
     rates.may_try(address, hashed)
     try:
-        async with database.transaction() as db:
-            caller = await find(db, given.credentials)
+        caller = await find(database, given.credentials)
     except Unauthenticated:
         rates.failed(address)
         raise

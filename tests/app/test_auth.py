@@ -22,11 +22,10 @@ async def boot(db: Database, key: str, secret: str) -> str:
 
 
 async def works(db: Database, key: str) -> bool:
-    async with db.transaction() as session:
-        try:
-            return (await find(session, key)).project_name == "default"
-        except Unauthenticated:
-            return False
+    try:
+        return (await find(db, key)).project_name == "default"
+    except Unauthenticated:
+        return False
 
 
 async def secrets_of(db: Database, project: str) -> dict[str, bool]:
