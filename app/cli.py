@@ -78,6 +78,17 @@ def migrate() -> None:
     click.echo("The database is at the newest schema.")
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+def housekeeping(dry_run: bool) -> None:
+    """Clear once what is past its time: folders of ended jobs, orphans on S3, old rows, the cache."""
+    from app.embedded.beside import completed
+    from app.housekeeping import sweep
+
+    for line in sweep.main(completed(get_settings()), dry_run=dry_run) or ["There was nothing to clear."]:
+        click.echo(line)
+
+
 @main.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 )

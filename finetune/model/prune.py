@@ -36,6 +36,7 @@ def prune(
     limit: int,
     *,
     living: Callable[[Path], bool] = lambda _link: True,
+    kept: frozenset[str] = frozenset(),
     dry_run: bool = False,
 ) -> list[Thing]:
     """Remove the longest unused things until the rest is no larger than `limit`.
@@ -45,6 +46,7 @@ def prune(
         kinds: Which of its folders, names of `LOCKS`.
         limit: Bytes they may have together.
         living: Whether a link that leads to a base is one that somebody will follow.
+        kept: Names of things that stay: somebody reads them whose links cannot be seen from here.
         dry_run: Only tell what would go.
     Returns:
         What was removed.
@@ -54,7 +56,7 @@ def prune(
     for thing in things:
         if total <= limit or time.time() - thing.used < RECENT_SECONDS:
             break
-        if _remove(cache, thing, living, dry_run=dry_run):
+        if thing.path.name not in kept and _remove(cache, thing, living, dry_run=dry_run):
             total -= thing.size
             removed.append(thing)
     return removed
