@@ -15,13 +15,13 @@ import structlog
 
 from app import telemetry
 from app.db import CHANNEL_DELIVERIES, CHANNEL_JOBS, Database
+from app.listen import listen
 from app.nextflow import process
 from app.settings import Settings, get_settings
 from app.worker import presence
 from app.worker.context import Context
 from app.worker.deliveries import Deliveries
 from app.worker.housekeeping import keep_house
-from app.worker.listen import listen
 from app.worker.outage import insist
 from app.worker.pool import Pool
 from app.worker.run import HALT_SECONDS

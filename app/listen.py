@@ -14,7 +14,7 @@ from app.settings import Settings
 
 RECONNECT_SECONDS = 1.0
 
-log = structlog.get_logger("worker.listen")
+log = structlog.get_logger("listen")
 
 
 async def listen(settings: Settings, channels: dict[str, Callable[[str], None]]) -> None:
