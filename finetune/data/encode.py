@@ -69,7 +69,8 @@ def _render(row: Row, tokenizer: TextTokenizer, train_on: Literal["assistant", "
         text = row.prompt + row.text
         return Rendered(text, ((begin, len(text)),), closed=False)
     try:
-        return render(row.messages, tokenizer.template, tokenizer.special, train_on)
+        template = tokenizer.template.with_tools(row.tools) if row.tools else tokenizer.template
+        return render(row.messages, template, tokenizer.special, train_on)
     except TemplateError as problem:
         return Refusal(row.line, "invalid_file_format", str(problem))
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from finetune.config import MIN_EXAMPLES, Data
 from finetune.data.reading import Flaw, Raw, Readable, Source, raw_rows
-from finetune.data.row import READERS, Format, Refused, Row, detect, kind_of
+from finetune.data.refusal import Refused, kind_of
+from finetune.data.row import READERS, Format, Row, detect
 from finetune.exit_codes import StepError
 
 MAX_LINES_NAMED = 10

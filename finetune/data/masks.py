@@ -7,9 +7,9 @@ token, that included; headers and the newline after a turn are not. Pure functio
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +50,14 @@ def render(
         special: Matches any special token of the tokenizer.
         train_on: `assistant`: every answer; `last`: the last one; `all`: everything. Turns with weight 0 never.
     Raises:
-        TemplateError: The template refuses the conversation, or its answers cannot be found in what it renders.
+        TemplateError: The template refuses the conversation, does not show its tools, or its answers cannot be found in
+            what it renders.
     """
     text = template.render(messages)
+    must_show_tools(messages, template, text)
     answers = answer_spans(messages, template, text, special)
     ending = turn_ending(text[answers[-1][1] :], special)
-    whole = [(begin, end + len(ending) if text.startswith(ending, end) else end) for begin, end in answers]
+    whole = [(begin, _closed(text, end, ending, special)) for begin, end in answers]
     turns = [message for message in messages if message.role == "assistant"]
     if train_on == "all":
         spans = _without(len(text), [span for span, turn in zip(whole, turns, strict=True) if not turn.trained])
@@ -79,6 +81,52 @@ def turn_ending(tail: str, special: re.Pattern[str]) -> str:
     return tail[: match.end()] if match else ""
 
 
+def must_show_tools(messages: Sequence[Message], template: Template, text: str) -> None:
+    """Refuse a conversation of whose tools the template would leave something out.
+
+    Args:
+        messages: The turns.
+        template: With the tools bound.
+        text: What it rendered.
+    Raises:
+        TemplateError: A definition, a call, its arguments or a tool's answer does not stand in `text`.
+    """
+    silent = "the model's chat template does not render {}; take a base whose template does, or leave out such rows"
+    names = [tool["function"]["name"] for tool in template.tools]
+    if any(name not in text for name in names):
+        raise TemplateError(silent.format("tools"))
+    called = [call["function"] for message in messages for call in message.tool_calls]
+    bare = [replace(message, tool_calls=tuple(map(_without_arguments, message.tool_calls))) for message in messages]
+    if any(function["name"] not in text for function in called) or (
+        any(function["arguments"] for function in called) and template.render(bare) == text
+    ):
+        raise TemplateError(silent.format("calls of tools"))
+    mark = _unused(text)[0]
+    marked = [
+        replace(message, content=message.content + mark) if message.role == "tool" else message for message in messages
+    ]
+    answers = sum(message.role == "tool" for message in messages)
+    if answers and _unescaped(template.render(marked), mark).count(mark) < answers:
+        raise TemplateError(silent.format("answers of tools"))
+
+
+def _without_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "arguments": {}}}
+
+
+def _unescaped(text: str, mark: str) -> str:
+    """The text with `mark` put back where a template wrote it as JSON escapes it."""
+    return text.replace(f"\\u{ord(mark):04x}", mark)
+
+
+def _closed(text: str, end: int, ending: str, special: re.Pattern[str]) -> int:
+    """Where the answer that ends at `end` is closed: by the usual ending, or another special token right there."""
+    if text.startswith(ending, end):
+        return end + len(ending)
+    other = special.match(text, end)
+    return other.end() if other else end
+
+
 def answer_spans(messages: Sequence[Message], template: Template, text: str, special: re.Pattern[str]) -> list[Span]:
     """Where the answers stand in the rendered text, one span an assistant turn, without their end-of-turn token.
 
@@ -89,10 +137,11 @@ def answer_spans(messages: Sequence[Message], template: Template, text: str, spe
         TemplateError: An answer cannot be found.
     """
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    begins, ends = _by_marks(messages, template, text, turns)
+    spoken = [index for index in turns if not messages[index].tool_calls]
+    begins, ends = (dict(zip(spoken, found, strict=False)) for found in _by_marks(messages, template, text, spoken))
     spans = []
-    for number, index in enumerate(turns):
-        begin, end = begins[number] if begins else None, ends[number] if ends else None
+    for index in turns:
+        begin, end = begins.get(index), ends.get(index)
         head = _prefix_length(messages[:index], template, text, add_generation_prompt=True)
         if head is not None and (end is None or head <= end) and (begin is None or head <= begin):
             begin = head
@@ -169,10 +218,10 @@ def _fit(ends: list[int], marked: Sequence[Message], turns: list[int], text: str
 def _marked(message: Message, first: str, last: str, *, inside: bool) -> Message:
     content = message.content
     if not inside:
-        return Message(message.role, first + content + last)
+        return replace(message, content=first + content + last)
     core = content.strip()
     at = content.index(core)
-    return Message(message.role, content[:at] + first + core + last + content[at + len(core) :])
+    return replace(message, content=content[:at] + first + core + last + content[at + len(core) :])
 
 
 def _unused(text: str) -> tuple[str, str]:

@@ -5,16 +5,17 @@ Pure functions of a row's fields, however they were written down (JSON or CSV). 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune.config import Data
+from finetune.data import tools
+from finetune.data.refusal import Refused, clean, kind_of, shown
 
-ROLES = ("system", "user", "assistant")
-NOT_RENDERED = ("tool_calls", "tool_call_id", "function_call", "audio", "reasoning_content", "reasoning", "thinking")
+ROLES = ("system", "user", "assistant", "tool")
+NOT_RENDERED = ("audio", "reasoning_content", "reasoning", "thinking")
 """Message fields that would be lost silently, hence refused."""
 
 SPEAKERS = {
@@ -31,43 +32,54 @@ SPEAKERS = {
 }
 """Names that `conversations` rows give to who speaks, and the roles they stand for."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 Format = Literal["messages", "prompt_completion", "text", "text_source", "instruction", "conversations"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `trained`: whether it may carry loss; only meaningful for the assistant's."""
+    """One turn.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: Its text; empty if it only calls tools.
+        trained: Whether it may carry loss; only meaningful for the assistant's.
+        tool_calls: The assistant's calls, as templates take them: arguments are an object.
+        tool_call_id: Of a tool's answer: the call it answers, if the row says so.
+        name: Of a tool's answer: the tool, if the row says so.
+    """
 
     role: str
     content: str
     trained: bool = True
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The turn as a chat template sees it."""
+        given = {"tool_call_id": self.tool_call_id, "name": self.name, "tool_calls": list(self.tool_calls)}
+        return {"role": self.role, "content": self.content} | {key: value for key, value in given.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One example: either `messages`, or `prompt` + `text` (prompt is empty for plain text).
 
-    `line` is 1-based in its file. `text` is what is learned: the completion, or the whole text.
+    `line` is 1-based in its file. `text` is what is learned: the completion, or the whole text. `tools` are those the
+    messages may call.
     """
 
     line: int
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     text: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
     def texts(self) -> Iterator[str]:
         """Every piece of user text in it."""
-        return (piece for piece in (*(message.content for message in self.messages), self.prompt, self.text) if piece)
-
-
-class Refused(Exception):
-    """What is wrong with a row. kind: a word of ours that groups equal mistakes; message: what a user reads."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        self.kind, self.message = kind, message
-        super().__init__(message)
+        for message in self.messages:
+            yield from (message.content, message.name, message.tool_call_id, *tools.texts(list(message.tool_calls)))
+        yield from (self.prompt, self.text, *tools.texts(list(self.tools)))
 
 
 def detect(fields: dict[str, Any]) -> Format:
@@ -88,7 +100,7 @@ def detect(fields: dict[str, Any]) -> Format:
         return "text_source" if "source" in fields else "text"
     if fields.keys() & {"chosen", "rejected", "preferred_output", "non_preferred_output"}:
         raise Refused("preference", "this is a preference pair; they are for method dpo, which is not offered yet")
-    names = ", ".join(_shown(name[:40]) for name in list(fields)[:6]) or "none"
+    names = ", ".join(shown(name[:40]) for name in list(fields)[:6]) or "none"
     raise Refused(
         "format",
         f'fields are {names}; expected "messages", or "prompt" and "completion", or "text" (with or without "source"), '
@@ -97,12 +109,12 @@ def detect(fields: dict[str, Any]) -> Format:
 
 
 def _messages(line: int, fields: dict[str, Any], _data: Data) -> Row:
-    for name in ("tools", "functions"):
-        if fields.get(name):
-            raise Refused("tools", f'"{name}" is not supported yet; leave out rows with tools')
+    if fields.get("functions"):
+        raise Refused("tools", '"functions" is the older spelling and is not read; use "tools"')
     if "messages" not in fields:
         raise Refused("messages", '"messages" is missing')
-    return Row(line, messages=_conversation(fields["messages"], "messages", ends_with_answer=True))
+    turns = _conversation(fields["messages"], "messages", ends_with_answer=True)
+    return Row(line, messages=turns, tools=tools.definitions(fields.get("tools")))
 
 
 def _prompt_completion(line: int, fields: dict[str, Any], data: Data) -> Row:
@@ -111,9 +123,8 @@ def _prompt_completion(line: int, fields: dict[str, Any], data: Data) -> Row:
         asked = _conversation(prompt, "prompt", ends_with_answer=False)
         answered = _conversation(completion, "completion", ends_with_answer=True)
         everything = data.train_on == "all"
-        return Row(
-            line, messages=(*(Message(turn.role, turn.content, trained=everything) for turn in asked), *answered)
-        )
+        turns = (*(replace(turn, trained=everything) for turn in asked), *answered)
+        return Row(line, messages=turns, tools=tools.definitions(fields.get("tools")))
     return Row(line, prompt=_text(fields, "prompt"), text=_text(fields, "completion"))
 
 
@@ -132,7 +143,7 @@ def _instruction(line: int, fields: dict[str, Any], _data: Data) -> Row:
     if given is not None and not isinstance(given, str):
         raise Refused("input text", f'"input" must be text, not {kind_of(given)}')
     if given:
-        asked = asked + "\n\n" + _clean(given, '"input"')
+        asked = asked + "\n\n" + clean(given, '"input"')
     turns = [*_system(fields), *_history(fields.get("history"))]
     return Row(line, messages=(*turns, Message("user", asked), Message("assistant", _text(fields, "output"))))
 
@@ -148,7 +159,7 @@ def _history(value: Any) -> list[Message]:
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in value
     ):
         raise Refused("history", '"history" must be a list of pairs of texts: question and answer')
-    texts = [(_clean(asked, '"history"'), _clean(answer, '"history"')) for asked, answer in value]
+    texts = [(clean(asked, '"history"'), clean(answer, '"history"')) for asked, answer in value]
     return [Message(role, text) for pair in texts for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
@@ -156,7 +167,7 @@ def _conversations(line: int, fields: dict[str, Any], _data: Data) -> Row:
     """{conversations: [{from, value}, …]}; turns with `role` and `content` are read as messages."""
     value = fields.get("conversations")
     if fields.get("tools"):
-        raise Refused("tools", '"tools" is not supported yet; leave out rows with tools')
+        raise Refused("tools", '"tools" is read in rows of messages only')
     if isinstance(value, list):
         value = [_spoken(turn, f"conversations[{index}]") for index, turn in enumerate(value)]
     turns = _conversation(value, "conversations", ends_with_answer=True)
@@ -172,7 +183,8 @@ def _spoken(turn: Any, where: str) -> Any:
     if role is None:
         known = "human, gpt or system"
         raise Refused(
-            "role", f'{where}: "from" must be {known}, not {_shown(speaker)}; rows with tools are not read yet'
+            "role",
+            f'{where}: "from" must be {known}, not {shown(speaker)}; calls of tools are read in rows of messages only',
         )
     return {"role": role, "content": turn.get("value")} | {key: turn[key] for key in ("weight",) if key in turn}
 
@@ -204,14 +216,17 @@ def _message(value: Any, where: str) -> Message:
         if isinstance(value.get("role", ""), str)
         else None
     )
-    if role in ("tool", "function"):
-        raise Refused("tools", f'{where}: role "{role}" is not supported yet; leave out rows with tools')
     if role not in ROLES:
-        raise Refused("role", f'{where}: "role" must be system, user or assistant, not {_shown(value.get("role"))}')
+        raise Refused(
+            "role", f'{where}: "role" must be system, user, assistant or tool, not {shown(value.get("role"))}'
+        )
     for name in NOT_RENDERED:
         if value.get(name):
-            raise Refused("tools", f'{where}: "{name}" is not supported yet; leave out such rows')
-    return Message(role, _content(value.get("content"), where), trained=_weight(value, role, where))
+            raise Refused("lost", f'{where}: "{name}" is not supported; leave out such rows')
+    calls = tools.calls(value, role, where)
+    content = "" if calls and value.get("content") is None else _content(value.get("content"), where)
+    id_, name = (tools.label(value, key, where) if role == "tool" else "" for key in ("tool_call_id", "name"))
+    return Message(role, content, _weight(value, role, where), calls, id_, name)
 
 
 def _content(value: Any, where: str) -> str:
@@ -223,12 +238,12 @@ def _content(value: Any, where: str) -> str:
             for part in value
         )
     ):
-        return _clean("".join(part["text"] for part in value), f'{where} "content"')
+        return clean("".join(part["text"] for part in value), f'{where} "content"')
     if isinstance(value, list):
         raise Refused("content", f'{where}: "content" may hold text parts only')
     if not isinstance(value, str):
         raise Refused("content", f'{where}: "content" must be text, not {kind_of(value)}')
-    return _clean(value, f'{where} "content"')
+    return clean(value, f'{where} "content"')
 
 
 def _weight(value: dict[str, Any], role: str, where: str) -> bool:
@@ -238,7 +253,7 @@ def _weight(value: dict[str, Any], role: str, where: str) -> bool:
     if role != "assistant":
         raise Refused("weight", f'{where}: "weight" is for assistant messages only')
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise Refused("weight", f'{where}: "weight" must be 0 or 1, not {_shown(weight)}')
+        raise Refused("weight", f'{where}: "weight" must be 0 or 1, not {shown(weight)}')
     return bool(weight)
 
 
@@ -250,27 +265,4 @@ def _text(fields: dict[str, Any], name: str) -> str:
         raise Refused(f"{name} text", f'"{name}" must be text, not {kind_of(value)}')
     if not value and name != "prompt":
         raise Refused(f"{name} empty", f'"{name}" is empty')
-    return _clean(value, f'"{name}"')
-
-
-def _clean(text: str, where: str) -> str:
-    if "\x00" in text:
-        raise Refused("nul", f"{where} holds a NUL character")
-    if _SURROGATE.search(text):
-        raise Refused("surrogate", f"{where} holds half of a surrogate pair, which is no text")
-    return text
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in a user's words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
-    return "an empty list" if value == [] else names[type(value)]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:60] + "…"
+    return clean(value, f'"{name}"')

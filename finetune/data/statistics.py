@@ -59,7 +59,7 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def samples(validation: Examples, origins: list[File], data: Data) -> Iterator[dict[str, Any]]:
-    """Up to 32 held-out questions, evenly spread: {"messages", "wanted"}, or {"prompt", "wanted"}. Plain texts have none.
+    """Up to 32 held-out questions, evenly spread: {"messages", "wanted"}, or {"prompt", "wanted"}. Plain texts and rows with tools have none.
 
     Args:
         validation: The held-out examples.
@@ -88,6 +88,8 @@ def write_lines(path: Path, values: Iterator[dict[str, Any]]) -> None:
 
 
 def _question(row: Row) -> Iterator[dict[str, Any]]:
+    if row.tools or any(message.tool_calls or message.role == "tool" for message in row.messages):
+        return  # the answer would be compared as text
     if row.messages:
         asked = [{"role": message.role, "content": message.content} for message in row.messages[:-1]]
         if asked:

@@ -6,10 +6,11 @@ The environment is that of `transformers.utils.chat_template_utils`; a test comp
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -51,11 +52,18 @@ class Template:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
+        self.tools: list[Mapping[str, Any]] = []
         self._special = dict(special_tokens or {})
         try:
             self._compiled = _environment().from_string(source)
         except jinja2.TemplateError as problem:
             raise TemplateError(f"the chat template is no valid Jinja: {problem}") from None
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> Template:
+        """The same template, where the assistant may call `tools`."""
+        bound = copy.copy(self)
+        bound.tools = list(tools)
+        return bound
 
     def render(self, messages: Iterable[Message], *, add_generation_prompt: bool = False) -> str:
         """The conversation as one text.
@@ -66,10 +74,14 @@ class Template:
         Raises:
             TemplateError: The template refuses the conversation.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [message.as_json() for message in messages]
         try:
             return self._compiled.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._special
+                messages=turns,
+                tools=self.tools or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
             )
         except MemoryError:
             raise

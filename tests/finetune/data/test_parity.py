@@ -55,6 +55,21 @@ def test_texts_and_ids_are_those_of_transformers(name: str, conversation: str, b
     assert ours.prompt([Message(*turn) for turn in turns[:-1]]) == wanted
 
 
+@pytest.mark.parametrize("name", ["tools_hermes", "tools_headers"])
+def test_tools_are_rendered_as_by_transformers(name: str, base: Path, theirs: Any) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "description": "Tells <it>", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "São Paulo", "days": [1, 2.5]}}}
+    turns = (
+        Message("user", "Warm?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", '"31 °C"', name="weather"),
+        Message("assistant", "Yes."),
+    )
+    ours = load(base, source(name)).template.with_tools([tool]).render(turns)
+    messages = [turn.as_json() for turn in turns]
+    assert ours == theirs.apply_chat_template(messages, tools=[tool], chat_template=source(name), tokenize=False)
+
+
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_masks_are_those_of_generation_markers(
     conversation: str, tokenizer: TextTokenizer, untrimmed_base: Path
