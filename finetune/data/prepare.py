@@ -24,7 +24,7 @@ from finetune.model.cache import address, file_sha256, locked, making, touch
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, PrepareStep, Resolved, Source
 
-VERSION = 1
+VERSION = 2
 """Of what this step makes from equal inputs; raised when that changes, so that the cache forgets."""
 
 
