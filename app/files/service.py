@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
+from app.db import rows
 from app.errors import BadRequest, NotFound
 from app.files import paths
-from app.models import File, Job, Project, new_id
+from app.models import File, Job, new_id
 from app.pages import cut, unknown_cursor
 from app.settings import Settings
 
@@ -53,23 +56,34 @@ async def find(db: AsyncSession, caller: Caller, file_id: str) -> File:
     return row
 
 
-async def dataset(db: AsyncSession, caller: Caller, file_id: str, *, param: str) -> File:
+@dataclass(frozen=True)
+class Dataset:
+    """A file that a job may train on: its address, and whether it was uploaded through the service."""
+
+    uri: str
+    owned: bool
+
+
+async def dataset(db: AsyncSession, caller: Caller, file_id: str, *, param: str) -> Dataset:
     """A file that a job may train on.
 
     Raises:
         BadRequest: `file_not_found`; `invalid_value` for a file of another purpose.
     """
-    try:
-        row = await find(db, caller, file_id)
-    except NotFound as problem:
-        raise BadRequest(f"There is no file {file_id!r}.", code="file_not_found", param=param) from problem
-    if row.purpose != "fine-tune":
+    named = {"id": file_id, "project": caller.project_id}
+    found = await rows(
+        db, "select uri, owned, purpose from files where id = %(id)s and project_id = %(project)s", named
+    )
+    if not found:
+        raise BadRequest(f"There is no file {file_id!r}.", code="file_not_found", param=param)
+    uri, owned, purpose = found[0]
+    if purpose != "fine-tune":
         raise BadRequest(
-            f"The file {file_id} has the purpose {row.purpose!r}; a dataset needs 'fine-tune'.",
+            f"The file {file_id} has the purpose {purpose!r}; a dataset needs 'fine-tune'.",
             code="invalid_value",
             param=param,
         )
-    return row
+    return Dataset(uri, owned)
 
 
 async def listed(
@@ -108,11 +122,10 @@ async def allow(db: AsyncSession, caller: Caller, settings: Settings, uri: str, 
     Raises:
         BadRequest: `invalid_value`, `path_not_allowed`.
     """
-    project = await db.get_one(Project, caller.project_id)
-    prefixes = settings.path_allow if project.path_allow is None else project.path_allow
-    paths.allow(uri, prefixes=prefixes, uploads=settings.files_prefix, project_id=project.id, param=param)
+    prefixes = settings.path_allow if caller.path_allow is None else caller.path_allow
+    paths.allow(uri, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id, param=param)
     named = paths.jobs_in(uri)
-    own = select(func.count()).select_from(Job).where(Job.id.in_(named), Job.project_id == project.id)
+    own = select(func.count()).select_from(Job).where(Job.id.in_(named), Job.project_id == caller.project_id)
     if named and (await db.execute(own)).scalar_one() < len(named):
         raise BadRequest(
             f"{uri} lies in the folder of a job that is none of this project's.", code="path_not_allowed", param=param

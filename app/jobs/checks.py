@@ -10,17 +10,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import bases
 from app.auth import Caller
+from app.db import rows
 from app.errors import BadRequest, TooMany, Unavailable
 from app.files import paths
 from app.files import service as files
 from app.files.storage import Storage
 from app.jobs.schemas import JobCreate
-from app.models import OPEN, Job
+from app.models import OPEN
 from app.settings import Settings
 from app.webhooks import target
 from finetune.config import unsupported
@@ -29,6 +29,8 @@ from finetune.steps import ModelSource
 S3_SECONDS = 3.0
 LOOKED_AT = 100
 """Objects of a folder looked at before a job is accepted; all of them are before it trains."""
+
+_OPEN_JOBS = f"select count(*) from (select 1 from jobs where api_key_id = %(key)s and {OPEN} limit %(most)s) o"  # noqa: S608
 
 Look = Callable[[], Awaitable[None]]
 
@@ -85,8 +87,8 @@ async def room(db: AsyncSession, caller: Caller, most: int) -> None:
     Raises:
         TooMany: `too_many_open_jobs`.
     """
-    open_jobs = select(Job.id).where(Job.api_key_id == caller.key_id, text(OPEN)).limit(most).subquery()
-    if (await db.execute(select(func.count()).select_from(open_jobs))).scalar_one() >= most:
+    [(open_jobs,)] = await rows(db, _OPEN_JOBS, {"key": caller.key_id, "most": most})
+    if open_jobs >= most:
         raise TooMany(
             f"This API key has {most:,} jobs that have not ended (LLAMAFLOW_MAX_OPEN_JOBS). Wait for some, or cancel them.",
             code="too_many_open_jobs",

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
 
 from app.events import service as events
+from app.jobs import accept
 from app.models import Event, Job
 from app.webhooks import outbox
 
@@ -80,16 +81,9 @@ async def lock(db: AsyncSession, job_id: str, *, fence: int | None = None) -> Jo
 async def created(db: AsyncSession, job: Job) -> None:
     """A new job: waits for its dataset to be checked."""
     job.status = Status.VALIDATING
-    db.add(job)
-    await db.flush()
-    await events.record(db, job, f"Created fine-tuning job: {job.id}")
-    await events.record(
-        db,
-        job,
-        f"Validating training file: {job.training_file}"
-        + (f" and validation file: {job.validation_file}" if job.validation_file else ""),
-    )
-    await wake(db, job.id)
+    second = f" and validation file: {job.validation_file}" if job.validation_file else ""
+    told = [f"Created fine-tuning job: {job.id}", f"Validating training file: {job.training_file}{second}"]
+    await accept.insert(db, job, told)
 
 
 async def queued(db: AsyncSession, job: Job, *, fence: int) -> None:

@@ -9,11 +9,12 @@ import hashlib
 import json
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, func, literal, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
+from app.db import rows
 from app.errors import Conflict, NotFound
 from app.events import service as events
 from app.jobs import lifecycle
@@ -48,9 +49,7 @@ async def earlier(
         Conflict: `idempotency_conflict`: the key came with another body.
     """
     hashed = request_hash(body, of)
-    if key is not None:
-        await _lock(db, f"job-key:{caller.project_id}:{key}")
-    await _lock(db, f"job-body:{caller.key_id}:{hashed}")
+    await _lock(db, *[f"job-key:{caller.project_id}:{key}"] * (key is not None), f"job-body:{caller.key_id}:{hashed}")
     if key is not None:
         return await _by_key(db, caller, key, hashed)
     if not retried:
@@ -63,8 +62,10 @@ async def earlier(
     return (await db.execute(query.order_by(Job.created_at.desc()).limit(1))).scalar_one_or_none()
 
 
-async def _lock(db: AsyncSession, name: str) -> None:
-    await db.execute(text("select pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+async def _lock(db: AsyncSession, *names: str) -> None:
+    """Take locks to the end of the transaction, in this order."""
+    taken = "select pg_advisory_xact_lock(hashtextextended(name, 0)) from unnest(%(names)s::text[]) name"
+    await rows(db, taken, {"names": list(names)})
 
 
 async def _by_key(db: AsyncSession, caller: Caller, key: str, hashed: str) -> Job | None:
@@ -107,7 +108,6 @@ async def create(
     await lifecycle.created(db, job)
     for warning in checked.warnings:
         await events.record(db, job, warning, level="warn")
-    await db.refresh(job)
     return job
 
 
