@@ -10,6 +10,7 @@ import sys
 import click
 
 from app.jobs.cli import jobs
+from app.projects.cli import keys, projects
 from app.settings import get_settings
 
 
@@ -20,6 +21,8 @@ def main() -> None:
 
 
 main.add_command(jobs)
+main.add_command(projects)
+main.add_command(keys)
 
 
 @main.command()

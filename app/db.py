@@ -39,6 +39,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 20) -> None:
         self.engine: AsyncEngine = create_async_engine(
             url,
+            hide_parameters=True,  # an error's text may be logged, and rows hold what users wrote
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,

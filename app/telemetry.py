@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,10 +29,18 @@ SECURITY = {
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-PAGES = ("/docs", "/static-offline-docs/")
-PAGE_POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+SECRET = re.compile(
+    r"""(?ix) (?P<kept>
+        \bbearer\s+
+      | \b(?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|api_?key|token|password)=
+      | \bpostgres(?:ql)?(?:\+\w+)?://[^:/@\s]*:
+    )[^\s"'&,;@\\]+
+    | \blf-[a-z0-9_-]{20,} | \bwhsec_[a-z0-9+/=]+ | \bhf_[a-z0-9]{20,}"""
+)
+"""What looks like a secret, wherever in a line: after words that announce one, or by its own form."""
 QUIET = ("/healthz", "/readyz")
 
 
@@ -50,7 +59,7 @@ def configure(settings: Settings) -> None:
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[strip, *last])
+    formatter = Redacting(foreign_pre_chain=shared, processors=[strip, *last])
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -64,6 +73,19 @@ def configure(settings: Settings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class Redacting(structlog.stdlib.ProcessorFormatter):
+    """Takes secrets out of whole lines, tracebacks and the libraries' messages included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return redact(super().format(record))
+
+
+def redact(line: str) -> str:
+    """A line without what looks like a secret."""
+    return SECRET.sub(lambda found: f"{found['kept'] or ''}[redacted]", line)
 
 
 class RequestScope:
@@ -87,7 +109,7 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _mark(MutableHeaders(scope=message), request_id, scope["path"])
+                _mark(MutableHeaders(scope=message), request_id)
             await send(message)
 
         try:
@@ -96,20 +118,19 @@ class RequestScope:
         except Exception as problem:
             gone = isinstance(problem, ClientDisconnect)
             if not gone:
-                log.error("unhandled_error", request_id=request_id, path=scope["path"], exc_info=problem)
+                log.error("unhandled_error", request_id=request_id, path=quote(scope["path"]), exc_info=problem)
             if status == 0 and not gone:
                 await _internal_error(request_id)(scope, receive, send_marked)
         finally:
             _line(scope, request_id, status, began)
 
 
-def _mark(headers: MutableHeaders, request_id: str, path: str) -> None:
+def _mark(headers: MutableHeaders, request_id: str) -> None:
     headers["x-request-id"] = request_id
+    if "etag" in headers:  # whoever keeps it asks each time whether it still holds
+        headers.setdefault("cache-control", "private, no-cache")
     for name, value in SECURITY.items():
         headers.setdefault(name, value)
-    if path.startswith(PAGES):
-        headers["content-security-policy"] = PAGE_POLICY
-        headers["cache-control"] = "no-cache"
 
 
 def _internal_error(request_id: str) -> JSONResponse:
@@ -126,7 +147,7 @@ def _line(scope: Scope, request_id: str, status: int, began: float) -> None:
         "request",
         request_id=request_id,
         method=scope["method"],
-        path=scope["path"],
+        path=quote(scope["path"], safe="/:@"),
         status=status or "hung_up",
         ms=round((time.monotonic() - began) * 1000, 1),
         project=scope["state"].get("project"),

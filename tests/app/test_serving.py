@@ -7,14 +7,32 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import httpx
+import psycopg
 import pytest
 
+import migrations
 from app.embedded.environment import for_part
+from app.embedded.postgres import PostgresServer
 from tests.app.conftest import Service
 
 pytestmark = pytest.mark.db
+
+
+@pytest.fixture
+def empty_database(api_postgres: PostgresServer) -> Iterator[str]:
+    """A migrated database with nothing in it."""
+    name = "llamaflow_empty"
+    with psycopg.connect(api_postgres.url, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+    url = api_postgres.url.rpartition("/")[0] + f"/{name}"
+    migrations.upgrade(url)
+    yield url
+    with psycopg.connect(api_postgres.url, autocommit=True) as connection:
+        connection.execute(f"drop database {name} with (force)")
+
 
 ARGV = [sys.executable, "-c", "from app.cli import main; main()", "serve"]
 
@@ -44,3 +62,29 @@ def test_a_port_in_use_is_said_in_one_sentence(service: Service) -> None:
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 is in use by another program. Set LLAMAFLOW_PORT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def serve(service: Service, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = for_part(service.settings, {"LLAMAFLOW_PORT": "0", **variables})
+    return subprocess.run(ARGV, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_public_address_without_a_key_is_refused_in_one_sentence(
+    service: Service, empty_database: str, host: str
+) -> None:
+    done = serve(service, LLAMAFLOW_HOST=host, LLAMAFLOW_DATABASE_URL=empty_database)
+    assert done.returncode == 1
+    assert "there is no API key yet. Make one first: llamaflow keys create" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_public_address_with_a_key_is_served_with_a_warning(service: Service) -> None:
+    env = for_part(service.settings, {"LLAMAFLOW_PORT": "0", "LLAMAFLOW_HOST": "0.0.0.0"})
+    with subprocess.Popen(ARGV, env=env, stderr=subprocess.PIPE, text=True) as api:
+        assert api.stderr is not None
+        warned, serving = json.loads(api.stderr.readline()), json.loads(api.stderr.readline())
+        api.send_signal(signal.SIGTERM)
+        api.stderr.read()
+    assert (warned["level"], serving["event"]) == ("warning", "serving")
+    assert "TLS" in warned["message"]
