@@ -9,14 +9,22 @@ import asyncio
 
 from app.db import Database, is_outage
 from app.errors import ApiError
-from app.housekeeping import cache, folders, objects, rows
+from app.housekeeping import cache, cancels, folders, objects, rows
 from app.housekeeping.house import House
 from app.settings import Settings
 from finetune.exit_codes import StepError
 
 LOCK = "llamaflow.housekeeping"
 PATIENCE_SECONDS = 300.0
-DUTIES = (folders.clear, objects.count_sweep, objects.orphans, objects.unfinished, rows.forget, cache.prune_shared)
+DUTIES = (
+    cancels.finish,
+    folders.clear,
+    objects.count_sweep,
+    objects.orphans,
+    objects.unfinished,
+    rows.forget,
+    cache.prune_shared,
+)
 
 
 async def sweep(settings: Settings, database: Database, *, dry_run: bool = False) -> list[str]:

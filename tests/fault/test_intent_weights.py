@@ -1,0 +1,103 @@
+"""A real training of a tiny model, paused and taken up, or ended and retried: the weights are those of the undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.worker import folder
+from tests.app.worker.services import World
+from tests.fault.asking import Asks, asking, project
+from tests.fault.audit import audit, lines_of
+from tests.finetune.train.conftest import QUIET, build_base, chat
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+TOTAL = 240
+BODY: dict[str, Any] = {
+    "model": "tiny",
+    "training_file": "s3://llamaflow-data/weights.jsonl",
+    "seed": 7,
+    "hyperparameters": {"n_epochs": 20, "batch_size": 2, "learning_rate": 0.01, "save_steps": 1000},
+    "lora": {"r": 4, "dropout": 0.1},
+}
+"""240 steps, with dropout, so that random numbers matter; a checkpoint only where one is asked for."""
+
+
+@pytest_asyncio.fixture
+async def asks(stored: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Asks]:
+    """The API of a world whose tasks really train, on one thread of the CPU, where equal bytes are promised."""
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    base = build_base(tmp_path / "base")
+    models = tmp_path / "models.toml"
+    models.write_text(f'[models."tiny"]\nsource = "path"\nlocation = "{base}"\n')
+    rows = [chat(f"q{n}" + "?" * (n % 7), f"a{n}" * (1 + n % 4)) for n in range(24)]
+    stored.put("weights.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    changes = {"stub_run": False, "task_env": list(QUIET), "models_file": models}
+    stored.settings = stored.settings.model_copy(update=changes)
+    await project(stored)
+    async with asking(stored) as made:
+        yield made
+
+
+async def create(asks: Asks, **fields: Any) -> str:
+    answer = await asks.http.post("/v1/fine_tuning/jobs", json=BODY | fields)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def weights(world: World, job_id: str) -> bytes:
+    """The adapter as it lies on S3."""
+    return world.content(f"model/{job_id}/adapter/adapter_model.safetensors")
+
+
+def starts(world: World, job_id: str) -> list[int | None]:
+    """From which steps the training went on, each time it was started."""
+    lines = lines_of(folder.of(world.settings, job_id).train / "progress.jsonl")
+    return [line["resumed_from"] for line in lines if line["event"] == "start"]
+
+
+async def test_paused_at_some_step_and_resumed_it_gives_the_unpaused_weights(stored: World, asks: Asks) -> None:
+    dice = random.Random(11)
+    paused = await create(asks)
+    async with stored.working():
+        for least in (dice.randrange(1, 40), dice.randrange(60, 120)):
+            await asks.steps(paused, least, seconds=400)
+            await asks.status(paused, "pause")
+            await asks.becomes(paused, "paused", seconds=120)
+            await asks.status(paused, "resume")
+        unpaused = await create(asks)
+        await audit(stored, paused, unpaused, seconds=400)
+    first, *resumed = starts(stored, paused)
+    assert first is None
+    assert len(resumed) == 2
+    assert all(step is not None and 0 < step < TOTAL for step in resumed)
+    assert starts(stored, unpaused) == [None]
+    assert weights(stored, paused) == weights(stored, unpaused)
+
+
+async def test_ended_for_its_time_and_retried_it_gives_the_undisturbed_weights(stored: World, asks: Asks) -> None:
+    limited = await create(asks, execution={"max_runtime_seconds": 12}, hyperparameters=LONG)
+    async with stored.working():
+        failed = (await audit(stored, limited, ends=("failed",), seconds=400))[limited]
+        assert failed.error is not None
+        assert failed.error["code"] == "max_runtime_exceeded"
+        chain = [limited]
+        while (await stored.get(chain[-1])).status == "failed":
+            chain.append((await asks(chain[-1], "retry")).json()["id"])
+            await audit(stored, chain[-1], ends=("failed", "succeeded"), seconds=400)
+            assert len(chain) < 8
+        whole = await create(asks, hyperparameters=LONG)
+        await audit(stored, whole, seconds=400)
+    assert all(starts(stored, job)[-1] for job in chain[1:])
+    assert weights(stored, chain[-1]) == weights(stored, whole)
+
+
+LONG = BODY["hyperparameters"] | {"n_epochs": 50}
