@@ -63,6 +63,8 @@ class Table(DeclarativeBase):
     }
 
 
+_IN_LINE = ("project_id", text("priority desc"), "created_at", "id")
+"""A project's jobs in the order they are claimed in."""
 _FINAL_EVENT = (
     "job_id is not null and type in "
     "('fine_tuning.job.succeeded', 'fine_tuning.job.failed', 'fine_tuning.job.cancelled')"
@@ -156,12 +158,9 @@ class Job(Table):
         CheckConstraint("(worker_id is null) = (lease_until is null)", name="lease_has_owner"),
         CheckConstraint("(status = 'paused') = (paused_at is not null)", name="paused_at_is_paused"),
         Index("ix_jobs_project_created", "project_id", text("created_at desc"), "id"),
-        Index(
-            "ix_jobs_claimable",
-            text("priority desc"),
-            "created_at",
-            postgresql_where=text("status in ('validating_files', 'queued', 'running')"),
-        ),
+        Index("ix_jobs_validating", *_IN_LINE, postgresql_where=text("status = 'validating_files'")),
+        Index("ix_jobs_queued", *_IN_LINE, postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_held", "project_id", "worker_id", postgresql_where=text("worker_id is not null")),
         Index(
             "uq_jobs_project_id_idempotency_key",
             "project_id",
@@ -209,6 +208,7 @@ class Job(Table):
     paused_at: Mapped[datetime | None]
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     logs_uri: Mapped[str | None] = mapped_column(comment="S3 prefix of its logs, once its folder was cleared")
+    lacks: Mapped[str | None] = mapped_column(comment="profile or memory: what no worker had for it, once told")
     fence: Mapped[int] = mapped_column(server_default="0")
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
@@ -381,7 +381,7 @@ class AdapterVersion(Table):
 
 
 class WebhookEndpoint(Table):
-    """An account-wide receiver with an event filter."""
+    """An account-wide receiver with an event filter. A deleted one stays for the log of its deliveries."""
 
     __tablename__ = "webhook_endpoints"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -390,14 +390,17 @@ class WebhookEndpoint(Table):
     url: Mapped[str]
     event_types: Mapped[list[str]]
     created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
     disabled_at: Mapped[datetime | None]
     disabled_reason: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class WebhookHost(Table):
-    """The breaker of one receiving host (host:port): after failures in a row nothing is sent there until `open_until`."""
+    """A project's breaker of one receiving host (host:port): after failures in a row nothing is sent there until `open_until`."""
 
     __tablename__ = "webhook_hosts"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     host: Mapped[str] = mapped_column(primary_key=True)
     failures: Mapped[int] = mapped_column(server_default="0")
     open_until: Mapped[datetime | None]
@@ -410,7 +413,14 @@ class WebhookDelivery(Table):
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         CheckConstraint("status in ('pending', 'delivered', 'dead')", name="status"),
-        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_webhook_deliveries_due",
+            "project_id",
+            "host",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index("ix_webhook_deliveries_project", "project_id", text("created_at desc"), "id"),
         Index("ix_webhook_deliveries_job", "job_id", "created_at"),
         Index(
             "uq_webhook_deliveries_event",
@@ -441,6 +451,7 @@ class WebhookDelivery(Table):
     event_id: Mapped[str] = mapped_column(comment="evt_…, the webhook-id header")
     type: Mapped[str]
     url: Mapped[str]
+    host: Mapped[str] = mapped_column(comment="host:port of the url, whose breaker it waits for")
     body: Mapped[bytes]
     status: Mapped[str] = mapped_column(server_default="pending")
     attempts: Mapped[int] = mapped_column(server_default="0")

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     )
     max_open_jobs: int = Field(1000, ge=1, description="Jobs of one API key that have not ended.")
     max_uploads: int = Field(8, ge=1, description="Uploads of one API key under way at once, for each API process.")
+    max_streams: int = Field(2000, ge=1, description="Live streams of one API key at once, for each API process.")
+    max_streams_in_all: int = Field(8000, ge=1, description="Live streams at once of one API process.")
+    stream_heartbeat: float = Field(
+        15.0, gt=0, description="Seconds of silence after which a live stream of events sends a comment."
+    )
     auth_failures: int = Field(20, ge=1, description="Unknown keys a minute from one address; more are not looked up.")
     stall_seconds: float = Field(
         60.0, gt=0, description="A client that begins a request and sends nothing for so long is hung up on."
@@ -102,7 +107,15 @@ class Settings(BaseSettings):
     )
 
     # The worker
-    worker_slots: int = Field(1, ge=0, le=64, description="Runs this worker holds at once.")
+    worker_slots: int | None = Field(
+        None, ge=0, le=64, description="Runs this worker holds at once. Default: one per GPU, else one."
+    )
+    worker_profiles: SplitList = Field(
+        ["local"], description="Comma-separated: where this worker starts runs, by the files of pipeline/conf/."
+    )
+    worker_memory: float | None = Field(
+        None, gt=0, description="GB that runs on this worker's machine may ask for together; default: any."
+    )
     lease_seconds: float = Field(15.0, gt=0, description="How long a claim holds without a heartbeat.")
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker renews its leases.")
     poll_seconds: float = Field(1.0, gt=0, description="Polling is the truth; NOTIFY only shortens the wait.")
@@ -112,7 +125,7 @@ class Settings(BaseSettings):
     pause_timeout: float = Field(
         600.0, gt=0, description="Seconds a training has to save after a pause was asked for; then it is ended."
     )
-    host_id: str | None = Field(None, description="Name of this machine; default: its host name.")
+    host_id: str | None = Field(None, description="Name of this machine, which no other has; default: its host name.")
     boot_id_file: Path = Field(
         Path("/proc/sys/kernel/random/boot_id"), description="Changes when the machine restarts."
     )
@@ -160,8 +173,13 @@ class Settings(BaseSettings):
         [], description="Comma-separated host:port that callbacks may reach although loopback or private."
     )
     webhook_timeout: float = Field(15.0, gt=0, description="Seconds a receiver has to answer.")
+    webhook_ca_file: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("LLAMAFLOW_WEBHOOK_CA_FILE", "SSL_CERT_FILE"),
+        description="Certificate authorities (PEM) that https receivers may have, besides the public ones.",
+    )
 
-    @field_validator("path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before")
+    @field_validator("worker_profiles", "path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -216,7 +216,7 @@ def _start_own(service: Service) -> None:
     settings = service.settings
     serve = [part.CLI, "serve", "--host", settings.host, "--port", str(settings.port)]
     service.watch("api", lambda: _own(service, "api", serve))
-    if settings.worker_slots:
+    if settings.worker_slots != 0:
         service.watch("worker", lambda: _own(service, "worker", [part.CLI, "worker"], signal.SIGINT))
 
 

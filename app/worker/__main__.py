@@ -18,7 +18,7 @@ from app.db import CHANNEL_DELIVERIES, CHANNEL_JOBS, Database
 from app.listen import listen
 from app.nextflow import process
 from app.settings import Settings, get_settings
-from app.worker import presence
+from app.worker import capacity, presence, unfit
 from app.worker.context import Context
 from app.worker.deliveries import Deliveries
 from app.worker.housekeeping import keep_house
@@ -67,7 +67,7 @@ async def run_worker(settings: Settings, stop: Stop | None = None) -> None:
 
 async def _work(context: Context, stop: Stop) -> None:
     await insist(lambda: _register(context))
-    log.info("started", worker=context.me.id, host=context.me.host, slots=context.settings.worker_slots)
+    log.info("started", worker=context.me.id, host=context.me.host, slots=context.me.capacity.slots)
     pool, deliveries = Pool(context), Deliveries(context)
     notices = {CHANNEL_JOBS: pool.notice, CHANNEL_DELIVERIES: lambda _id: deliveries.wake.set()}
     beat = asyncio.create_task(pool.beat_for_ever())
@@ -76,6 +76,7 @@ async def _work(context: Context, stop: Stop) -> None:
         asyncio.create_task(deliveries.deliver_for_ever()),
         asyncio.create_task(listen(context.settings, notices)),
         asyncio.create_task(keep_house(context)),
+        asyncio.create_task(unfit.tell_for_ever(context)),
         asyncio.create_task(_install(context.settings, pool)),
     ]
     asked = asyncio.create_task(stop.wait())
@@ -105,7 +106,7 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 async def _register(context: Context) -> None:
     async with context.database.transaction() as db:
-        await presence.register(db, context.me, context.settings)
+        await presence.register(db, context.me)
 
 
 async def _install(settings: Settings, pool: Pool) -> None:
@@ -130,11 +131,11 @@ def _on_signals() -> Stop:
 
 
 def main() -> int:
-    """Run a worker in the foreground; 0 when it was asked to stop, 2 when its settings name no database."""
+    """Run a worker in the foreground; 0 when it was asked to stop, 2 when its settings name no database, or a profile that is none."""
     settings = get_settings()
     try:
-        _ = settings.sqlalchemy_url
-    except RuntimeError as problem:
+        _ = settings.sqlalchemy_url, capacity.of(settings)
+    except (RuntimeError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     telemetry.configure(settings)

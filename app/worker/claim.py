@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import bindparam, text
@@ -15,14 +16,28 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import BigInteger, Text
 
+from app.worker import queue
+from app.worker.capacity import HOST_BOUND
+
+TRIES = 10
+ALWAYS = datetime(9999, 1, 1, tzinfo=UTC)
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that is ours while nobody raises the fence. previous: the worker it was taken from, whose lease was over."""
+    """A job that is ours while nobody raises the fence.
+
+    Attributes:
+        job_id: Which.
+        fence: Ours.
+        previous: The worker it was taken from, whose lease was over.
+        memory: What it counts against this machine, in GB.
+    """
 
     job_id: str
     fence: int
     previous: str | None
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +50,10 @@ class Claimant:
         host: Name of this machine, its boot id and the PID namespace: runs of theirs can be followed from here.
         profiles: Those this worker can run.
         host_lost_after: Seconds of silence after which another machine's runs are given up.
+        memory: GB that are left on this machine; None for as much as is asked for.
+        runs: Which runs folder this worker has: workers with the same one share its disk.
         dead: Workers known to be dead: their leases need not be waited for.
-        take_over: Whether expired leases may be taken; not right after a database outage, when nobody could renew.
+        take_over_until: Until when, by the database's clock, expired leases may be taken; see outage.py.
     """
 
     worker: str
@@ -46,72 +63,37 @@ class Claimant:
     pid_namespace: str
     profiles: list[str]
     host_lost_after: float
+    memory: float | None = None
+    runs: str | None = None
     dead: list[str] = field(default_factory=list)
-    take_over: bool = True
-
-
-_FREE = """(
-    j.worker_id is null
-    or (:take_over and j.lease_until < clock_timestamp())
-    or j.worker_id = any(:dead)
-)"""
-
-_TAKE = """
-    update jobs set fence = jobs.fence + 1, worker_id = :worker,
-        lease_until = clock_timestamp() + make_interval(secs => :lease)
-    from picked where jobs.id = picked.id
-    returning jobs.id, jobs.fence, picked.worker_id
-"""
-
-_VALIDATE = f"""
-with picked as (
-    select j.id, j.worker_id from jobs j
-    where j.status = 'validating_files' and {_FREE}
-    order by j.priority desc, j.created_at, j.id
-    limit 1 for update of j skip locked
-)
-{_TAKE}
-"""  # noqa: S608  made of constants only
-
-# A run that another machine may still hold is left alone until that machine was silent for long.
-_RUN = f"""
-with picked as (
-    select j.id, j.worker_id from jobs j
-    left join lateral (
-        select host, boot_id, pid_namespace, finished_at from runs where job_id = j.id order by attempt desc limit 1
-    ) r on true
-    where j.status in ('queued', 'running') and {_FREE}
-      and coalesce(j.spec #>> '{{execution,profile}}', 'local') = any(:profiles)
-      and (r.host is null or r.finished_at is not null
-           or (r.host = :host and (r.boot_id <> :boot_id or r.pid_namespace = :pid_namespace))
-           or not exists (
-               select 1 from workers w where w.host = r.host and w.pid_namespace = r.pid_namespace
-               and w.heartbeat_at > clock_timestamp() - make_interval(secs => :host_lost_after)
-           ))
-    order by j.status = 'running' desc, j.priority desc,
-        (select count(*) from jobs o where o.project_id = j.project_id and o.status = 'running'), j.created_at, j.id
-    limit 1 for update of j skip locked
-)
-{_TAKE}
-"""  # noqa: S608  made of constants only
+    take_over_until: datetime = ALWAYS
 
 
 async def claim_validation(db: AsyncSession, who: Claimant) -> Claim | None:
     """Take a job whose dataset is to be checked."""
-    return await _claim(db, _VALIDATE, who)
+    return await _claim(db, queue.CLAIM_VALIDATION, who)
 
 
 async def claim_run(db: AsyncSession, who: Claimant) -> Claim | None:
     """Take a job to run: first those that run already and lost their worker, then by priority, fairness between projects, age."""
-    return await _claim(db, _RUN, who)
+    return await _claim(db, queue.CLAIM_RUN, who)
 
 
 async def _claim(db: AsyncSession, statement: str, who: Claimant) -> Claim | None:
-    prepared = text(statement)
-    used = {name: value for name, value in vars(who).items() if f":{name}" in statement}
-    types: list[Any] = [bindparam(name, type_=ARRAY(Text)) for name in ("dead", "profiles") if name in used]
-    row = (await db.execute(prepared.bindparams(*types), used)).first()
-    return None if row is None else Claim(row[0], row[1], row[2])
+    """Run a claim of queue.py; anew when others were quicker with every job it had in view."""
+    known: dict[str, Any] = vars(who) | {"host_bound": list(HOST_BOUND)}
+    used = {name: value for name, value in known.items() if f":{name}" in statement}
+    types: list[Any] = [
+        bindparam(name, type_=ARRAY(Text)) for name in ("dead", "profiles", "host_bound") if name in used
+    ]
+    prepared = text(statement).bindparams(*types)
+    for _ in range(TRIES):
+        row = (await db.execute(prepared, used)).one()
+        if row.id is not None:
+            return Claim(row.id, row.fence, row.previous, row.memory if row.profile in HOST_BOUND else 0.0)
+        if row.jobs == 0:
+            break
+    return None
 
 
 async def renew(db: AsyncSession, worker: str, lease: float, held: Iterable[tuple[str, int]]) -> set[str]:

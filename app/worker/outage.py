@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import structlog
@@ -12,6 +12,7 @@ import structlog
 from app.db import is_outage
 
 T = TypeVar("T")
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 log = structlog.get_logger("worker")
 
 
@@ -34,26 +35,36 @@ async def insist(work: Callable[[], Awaitable[T]]) -> T:
 
 
 class Recovery:
-    """Remembers since when the database answers, so that nobody's lease is taken that could not be renewed.
+    """Remembers since when the database answers this worker, so that nobody's lease is taken that could not be renewed.
+
+    All times are the database's. A silence of a whole lease counts as an outage even if nothing failed: a database that
+    stood still answers late, and to the others it was away as well.
 
     Args:
         lease: Seconds that everybody else is given after an outage.
     """
 
     def __init__(self, lease: float) -> None:
-        self._lease = lease
-        self._since: float | None = None
+        self._lease = timedelta(seconds=lease)
+        self._since: datetime | None = None
+        self._last: datetime | None = None
 
     def failed(self) -> None:
         """A query found the database away."""
-        self._since = None
+        self._since = self._last = None
 
-    def answered(self) -> None:
-        """A query succeeded."""
-        if self._since is None:
-            self._since = time.monotonic()
+    def answered(self, at: datetime) -> None:
+        """A heartbeat was written at this time."""
+        if self._since is None or self._last is None or at - self._last > self._lease:
+            self._since = at
+        self._last = at
 
     @property
-    def over(self) -> bool:
-        """Whether the database has answered for a whole lease time."""
-        return self._since is not None and time.monotonic() - self._since >= self._lease
+    def until(self) -> datetime:
+        """Until when expired leases may be taken over; a time long past if not now.
+
+        A claim that the database carries out later than this takes nobody's lease: it stood still since the last heartbeat.
+        """
+        if self._since is None or self._last is None or self._last - self._since < self._lease:
+            return NEVER
+        return self._last + self._lease

@@ -53,6 +53,7 @@ class Pool:
         self._context = context
         self._held: dict[str, Held] = {}
         self._recovery = Recovery(context.settings.lease_seconds)
+        self._confirming: asyncio.Task[None] | None = None
         self._closing = False
         self.can_run = False
         self.wake = asyncio.Event()
@@ -70,7 +71,6 @@ class Pool:
             try:
                 while not self._closing and await self._claim_one():
                     pass
-                self._recovery.answered()
             except Exception as problem:
                 if not is_outage(problem):
                     raise
@@ -94,28 +94,31 @@ class Pool:
             await asyncio.sleep(self._context.settings.heartbeat_seconds)
 
     async def beat(self) -> None:
-        """One heartbeat."""
+        """One heartbeat. Waits for the database alone: no disk, however full or slow, may cost a lease."""
         settings, me = self._context.settings, self._context.me
         asked = {job: held.hand.fence for job, held in self._held.items()}
         async with self._context.database.transaction() as db:
-            await presence.beat(db, me)
+            at = await presence.beat(db, me)
             ours = await renew(db, me.id, settings.lease_seconds, asked.items()) if asked else set()
             others = await presence.others_live(db, me)
+        self._recovery.answered(at)
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(sorted(ours), others=others))
         for job, fence in asked.items():
             held = self._held.get(job)
-            if job in ours:
-                await self._confirm(job, others=others)
-            elif held is not None and held.hand.fence == fence and await self._is_taken(job, fence):
+            if job not in ours and held is not None and held.hand.fence == fence and await self._is_taken(job, fence):
                 held.task.cancel()
 
-    async def _confirm(self, job_id: str, *, others: bool) -> None:
-        """Let the run's shim know that the lease holds."""
+    async def _confirm(self, jobs: list[str], *, others: bool) -> None:
+        """Let the runs' shims know that their leases hold."""
         settings = self._context.settings
-        folder, end_after = folders.of(settings, job_id), max(settings.host_lost_after - 60.0, settings.lease_seconds)
-        try:
-            await asyncio.to_thread(folders.confirm_lease, folder, others=others, end_after=end_after)
-        except OSError as problem:
-            log.warning("lease_not_confirmed", job=job_id, error=str(problem))
+        end_after = max(settings.host_lost_after - 60.0, settings.lease_seconds)
+        for job_id in jobs:
+            try:
+                folder = folders.of(settings, job_id)
+                await asyncio.to_thread(folders.confirm_lease, folder, others=others, end_after=end_after)
+            except OSError as problem:
+                log.warning("lease_not_confirmed", job=job_id, error=str(problem))
 
     async def close(self, *, halt: bool, patience: float) -> None:
         """Let go of everything.
@@ -143,7 +146,7 @@ class Pool:
         checking = len(self._held) - running
         wants = [
             (claim_validation, False, checking < VALIDATIONS),
-            (claim_run, True, self.can_run and running < self._context.settings.worker_slots),
+            (claim_run, True, self.can_run and running < self._context.me.capacity.slots),
         ]
         for claim, slot, place in wants:
             if not place:
@@ -158,10 +161,13 @@ class Pool:
 
     def _claimant(self, dead: list[str]) -> Claimant:
         settings, me = self._context.settings, self._context.me
+        held = sum(one.hand.claim.memory for one in self._held.values() if one.slot)
+        memory = me.capacity.memory
         return Claimant(
             worker=me.id, lease=settings.lease_seconds, host=me.host, boot_id=me.here.boot_id,
-            pid_namespace=me.here.pid_namespace, profiles=presence.profiles(),
-            host_lost_after=settings.host_lost_after, dead=dead, take_over=self._recovery.over,
+            pid_namespace=me.here.pid_namespace, profiles=me.capacity.profiles, host_lost_after=settings.host_lost_after,
+            memory=None if memory is None else memory - held, runs=me.capacity.runs, dead=dead,
+            take_over_until=self._recovery.until,
         )  # fmt: skip
 
     def _hold(self, claim: Claim, *, slot: bool) -> None:

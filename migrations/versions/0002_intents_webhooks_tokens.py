@@ -42,6 +42,11 @@ drop trigger jobs_final_is_final on jobs;
 create trigger jobs_final_is_final before update of status on jobs
     for each row execute function jobs_final_is_final();
 """
+HOST_OF_URL = """
+update webhook_deliveries set host = lower(substring(url from '^https?://([^/?#]*)'))
+    || case when substring(url from '^https?://([^/?#]*)') ~ ':[0-9]+$' then ''
+            when url like 'https%' then '\\:443' else '\\:80' end
+"""
 OLD_DELIVERY = "uq_webhook_deliveries_job_id_type_url_endpoint_id"
 
 
@@ -61,12 +66,23 @@ def upgrade() -> None:
         "jobs",
         sa.Column("logs_uri", sa.Text(), nullable=True, comment="S3 prefix of its logs, once its folder was cleared"),
     )
+    op.add_column(
+        "jobs",
+        sa.Column("lacks", sa.Text(), nullable=True, comment="profile or memory: what no worker had for it, once told"),
+    )
     op.create_foreign_key("fk_jobs_retry_of", "jobs", "jobs", ["retry_of"], ["id"])
     op.create_check_constraint(
         op.f("ck_jobs_paused_at_is_paused"), "jobs", "(status = 'paused') = (paused_at is not null)"
     )
     op.create_index("ix_jobs_open", "jobs", ["api_key_id"], postgresql_where=sa.text(OPEN))
     op.create_index("ix_jobs_running", "jobs", ["project_id"], postgresql_where=sa.text("status = 'running'"))
+    op.drop_index("ix_jobs_claimable", "jobs")
+    in_line = ["project_id", sa.text("priority desc"), "created_at", "id"]
+    op.create_index("ix_jobs_validating", "jobs", in_line, postgresql_where=sa.text("status = 'validating_files'"))
+    op.create_index("ix_jobs_queued", "jobs", in_line, postgresql_where=sa.text("status = 'queued'"))
+    op.create_index(
+        "ix_jobs_held", "jobs", ["project_id", "worker_id"], postgresql_where=sa.text("worker_id is not null")
+    )
 
     op.create_table(
         "run_tokens",
@@ -107,14 +123,34 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "start", name=op.f("pk_run_lines")),
     )
 
+    op.add_column("webhook_endpoints", _time("updated_at", server_default=sa.text("clock_timestamp()"), nullable=False))
     op.add_column("webhook_endpoints", sa.Column("disabled_reason", sa.Text(), nullable=True))
+    op.add_column("webhook_endpoints", _time("deleted_at", nullable=True))
     op.create_table(
         "webhook_hosts",
+        sa.Column("project_id", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("failures", sa.BigInteger(), server_default="0", nullable=False),
         _time("open_until", nullable=True),
         _time("updated_at", server_default=sa.text("clock_timestamp()"), nullable=False),
-        sa.PrimaryKeyConstraint("host", name=op.f("pk_webhook_hosts")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_webhook_hosts_project_id")),
+        sa.PrimaryKeyConstraint("project_id", "host", name=op.f("pk_webhook_hosts")),
+    )
+    op.add_column(
+        "webhook_deliveries",
+        sa.Column("host", sa.Text(), nullable=True, comment="host:port of the url, whose breaker it waits for"),
+    )
+    op.execute(HOST_OF_URL)
+    op.alter_column("webhook_deliveries", "host", nullable=False)
+    op.drop_index("ix_webhook_deliveries_due", "webhook_deliveries")
+    op.create_index(
+        "ix_webhook_deliveries_due",
+        "webhook_deliveries",
+        ["project_id", "host", "next_attempt_at"],
+        postgresql_where=sa.text("status = 'pending'"),
+    )
+    op.create_index(
+        "ix_webhook_deliveries_project", "webhook_deliveries", ["project_id", sa.text("created_at desc"), "id"]
     )
     op.alter_column("webhook_deliveries", "job_id", nullable=True)
     op.add_column("webhook_deliveries", sa.Column("seq", sa.BigInteger(), nullable=True))
@@ -156,13 +192,34 @@ def downgrade() -> None:
     )
     op.drop_column("webhook_deliveries", "seq")
     op.alter_column("webhook_deliveries", "job_id", nullable=False)
+    op.drop_index("ix_webhook_deliveries_project", "webhook_deliveries")
+    op.drop_index("ix_webhook_deliveries_due", "webhook_deliveries")
+    op.create_index(
+        "ix_webhook_deliveries_due",
+        "webhook_deliveries",
+        ["next_attempt_at"],
+        postgresql_where=sa.text("status = 'pending'"),
+    )
+    op.drop_column("webhook_deliveries", "host")
     op.drop_table("webhook_hosts")
+    op.drop_column("webhook_endpoints", "deleted_at")
     op.drop_column("webhook_endpoints", "disabled_reason")
+    op.drop_column("webhook_endpoints", "updated_at")
     op.drop_table("run_lines")
     op.drop_table("train_leases")
     op.drop_table("run_tokens")
+    op.drop_index("ix_jobs_held", "jobs")
+    op.drop_index("ix_jobs_queued", "jobs")
+    op.drop_index("ix_jobs_validating", "jobs")
+    op.create_index(
+        "ix_jobs_claimable",
+        "jobs",
+        [sa.text("priority desc"), "created_at"],
+        postgresql_where=sa.text("status in ('validating_files', 'queued', 'running')"),
+    )
     op.drop_index("ix_jobs_running", "jobs")
     op.drop_index("ix_jobs_open", "jobs")
+    op.drop_column("jobs", "lacks")
     op.drop_column("jobs", "logs_uri")
     op.drop_column("jobs", "retry_of")
     op.drop_column("jobs", "paused_at")

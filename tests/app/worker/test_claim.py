@@ -14,6 +14,7 @@ from app.jobs.lifecycle import FenceLost
 from app.models import Run, Worker, new_id
 from app.worker import claim
 from app.worker.claim import Claim, Claimant
+from app.worker.outage import NEVER
 from tests.app.worker.services import World
 
 pytestmark = pytest.mark.db
@@ -90,14 +91,14 @@ async def test_nobody_takes_over_right_after_an_outage(world: World) -> None:
     await world.job(await world.project(), status="queued")
     assert await take(world, ANN) is not None
     await expire(world)
-    assert await take(world, replace(BOB, take_over=False)) is None
+    assert await take(world, replace(BOB, take_over_until=NEVER)) is None
     assert await take(world, BOB) is not None
 
 
 async def test_the_lease_of_a_worker_known_to_be_dead_is_not_waited_for(world: World) -> None:
     await world.job(await world.project(), status="queued")
     assert await take(world, ANN) is not None
-    taken = await take(world, replace(BOB, dead=["worker-ann"], take_over=False))
+    taken = await take(world, replace(BOB, dead=["worker-ann"], take_over_until=NEVER))
     assert taken is not None
     assert taken.previous == "worker-ann"
 

@@ -6,6 +6,7 @@ Nextflow is stood in for by a script that ends as it is told: only its end matte
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from app.models import Run, new_id
 from app.worker import folder, launch
 from app.worker.claim import Claim
-from app.worker.outage import Recovery
+from app.worker.outage import NEVER, Recovery
 from app.worker.validate import validate
 from tests.app.worker.services import World, until
 
@@ -117,12 +118,23 @@ def test_no_secret_of_the_worker_reaches_the_tasks(world: World, monkeypatch: py
 
 
 def test_after_an_outage_a_whole_lease_passes_before_anything_is_taken_over() -> None:
-    recovery = Recovery(0.0)
-    assert not recovery.over
-    recovery.answered()
-    assert recovery.over
+    start, recovery = datetime(2026, 1, 1, tzinfo=UTC), Recovery(15.0)
+    at = [start + timedelta(seconds=seconds) for seconds in range(120)]
+    assert recovery.until == NEVER
+    for second in (0, 5, 10):
+        recovery.answered(at[second])
+        assert recovery.until == NEVER
+    recovery.answered(at[15])
+    assert recovery.until == at[30]
     recovery.failed()
-    assert not recovery.over
-    slow = Recovery(60.0)
-    slow.answered()
-    assert not slow.over
+    recovery.answered(at[20])
+    assert recovery.until == NEVER
+    recovery.answered(at[35])
+    assert recovery.until == at[50]
+
+
+def test_a_database_that_stood_still_for_a_lease_was_away_although_nothing_failed() -> None:
+    start, recovery = datetime(2026, 1, 1, tzinfo=UTC), Recovery(15.0)
+    for second in (0, 10, 20, 40, 50):
+        recovery.answered(start + timedelta(seconds=second))
+    assert recovery.until == NEVER
