@@ -41,6 +41,7 @@ OWN: dict[str, str] = {
 
 AROUND = (
     "steps",
+    "access",
     "job_id",
     "cache_dir",
     "models_file",

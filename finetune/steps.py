@@ -122,6 +122,11 @@ class UploadStep(StepFile):
     state_dir: str | None = Field(
         None, description="Where checkpoints lie; adapter-only copies of the last three are uploaded."
     )
+    mirror: S3Prefix | None = Field(
+        None,
+        description="S3 prefix of the training's state, where no disk is shared; then state_dir is none.",
+        exclude_if=lambda mirror: mirror is None,
+    )
     code_version: str = ""
     image: str | None = None
 
@@ -271,6 +276,7 @@ def plan(
     s3: S3,
     cache_dir: str | None = None,
     state_dir: str | None = None,
+    mirror: str | None = None,
     code_version: str = "",
     image: str | None = None,
 ) -> dict[str, StepFile]:
@@ -285,6 +291,7 @@ def plan(
         s3: How the tasks reach S3.
         cache_dir: Content-addressed cache shared by jobs.
         state_dir: The job's train/ folder.
+        mirror: S3 prefix of the training's state, where tasks share no disk; then there is no state_dir.
         code_version: Of LlamaFlow, for the manifest.
         image: The container image by digest, for the manifest.
     """
@@ -305,6 +312,7 @@ def plan(
             config=spec.model_dump(mode="json"),
             s3=s3,
             state_dir=state_dir,
+            mirror=mirror,
             code_version=code_version,
             image=image,
         ),

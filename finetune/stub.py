@@ -1,15 +1,16 @@
 """`python -m finetune.stub <step> --job FILE [--attempt N]`: what a step leaves, tiny but valid, without doing it.
 
-For `nextflow run … -stub-run` and tests of the orchestration: no network, no torch. The stub of FINE_TUNE keeps its state
-in state_dir as the trainer does: lock, progress.jsonl, pause. Behaviour is set in `finetune/environment.py`.
+For `nextflow run … -stub-run` and tests of the orchestration: no torch, and no network but the service's for a training that
+shares no disk with it. The stub of FINE_TUNE keeps its state as the trainer does, through the same train/ folder: one owner,
+progress.jsonl, checkpoints, pause. Behaviour is set in `finetune/environment.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
+import shutil
 import struct
 import sys
 import time
@@ -22,14 +23,17 @@ from finetune.exit_codes import StepError
 from finetune.export import upload
 from finetune.model import cache
 from finetune.plan import unpinned, write_plan
-from finetune.progress import append, read_lines, write_atomic, write_report
+from finetune.progress import append, write_atomic, write_report
 from finetune.steps import EvaluationResult, FetchStep, Resolved, Result, Source, StepFile, TrainStep, UploadStep
+from finetune.train.folder import STATE, TrainFolder, step_of
+from finetune.train.remote import folder_of
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"Question {n}"}, {"role": "assistant", "content": f"Answer {n}"}]}
     for n in range(12)
 ]
 STEPS = 10
+KEPT = 3
 
 
 def main(argv: list[str]) -> int:
@@ -103,46 +107,35 @@ def _prepare(step: StepFile, inputs: dict[str, Path], out: Path) -> None:
 
 
 def _train(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
-    state = Path(step.state_dir or "train")
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "owner.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        write_atomic(state / "train_key", "stub\n")
-        if not _succeeded(state):
-            _pretend_steps(state)
-    (out / "adapter").mkdir(exist_ok=True)
-    for name, content in _adapter().items():
-        write_atomic(out / "adapter" / name, content)
-    for name in ("result.json", "metrics.csv"):
-        write_atomic(out / name, (state / name).read_bytes())
+    folder = folder_of(step, inputs, out, "stub")
+    with folder.owned():
+        folder.claim("stub")
+        if folder.finished() is None:
+            folder.begin()
+            _pretend_steps(folder)
+        shutil.copytree(folder.adapter, out / "adapter", dirs_exist_ok=True)
+        for name in ("result.json", "metrics.csv"):
+            write_atomic(out / name, (folder.path / name).read_bytes())
 
 
-def _pretend_steps(state: Path) -> None:
-    """Steps as the trainer writes them, going on after the last checkpoint; a pause asked for in control.json is obeyed."""
-    progress = state / "progress.jsonl"
-    saved = [line["step"] for line in read_lines(progress)[0] if line["event"] == "checkpoint"]
-    done = max(saved, default=0)
-    append(progress, "start", total_steps=STEPS, resumed_from=done or None)
+def _pretend_steps(folder: TrainFolder) -> None:
+    """Steps as the trainer writes them, going on after the last checkpoint; a pause that is asked for is obeyed."""
+    done = max((step_of(path) or 0 for path in folder.checkpoints()), default=0)
+    append(folder.progress, "start", total_steps=STEPS, resumed_from=done or None)
     for number in range(done + 1, STEPS + 1):
         time.sleep(environment.stub_seconds() / STEPS)
-        append(progress, "step", **_step(number))
+        append(folder.progress, "step", **_step(number))
         if number % 5 == 0:
-            _append_checkpoint(state, number)
-        if (intent := _intent(state)) is not None:
-            _append_checkpoint(state, number)
-            append(progress, "end", status=intent, step=number)
+            _save(folder, number)
+        if (intent := _intent(folder)) is not None:
+            _save(folder, number)
             error = StepError(intent)
-            result = Result(status=intent, train_key="stub", error=error.as_error(), steps=number)
-            write_atomic(state / "result.json", result.text())
+            folder.end(Result(status=intent, train_key="stub", error=error.as_error(), steps=number), number)
             raise error
-    rows = "".join(f"{n},{1 / n},0.5,,,0.001,1.0,{5 * n},{n}\n" for n in range(1, STEPS + 1))
-    header = (
-        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,learning_rate,grad_norm,tokens,seconds\n"
-    )
-    write_atomic(state / "metrics.csv", header + rows)
-    append(progress, "end", status="succeeded", step=STEPS)
+    with folder.making("adapter") as beside:
+        _write(beside, _adapter())
     result = Result(status="succeeded", train_key="stub", steps=STEPS, trained_tokens=50, train_loss=1 / STEPS)
-    write_atomic(state / "result.json", result.text())
+    folder.end(result, STEPS)
 
 
 def _evaluate(step: StepFile, inputs: dict[str, Path], out: Path) -> None:
@@ -181,32 +174,25 @@ def _step(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _append_checkpoint(state: Path, number: int) -> None:
-    folder = state / f"checkpoint-{number}"
-    folder.mkdir(exist_ok=True)
-    for name, content in (_adapter() | {"trainer_state.json": "{}\n"}).items():
+def _save(folder: TrainFolder, number: int) -> None:
+    with folder.making(f"checkpoint-{number}") as beside:
+        _write(beside, _adapter() | {STATE: json.dumps({"global_step": number}) + "\n"})
+    folder.keep(KEPT)
+    append(
+        folder.progress, "checkpoint", step=number, path=str(folder.path / f"checkpoint-{number}"), train_loss=1 / number,
+        train_mean_token_accuracy=0.5, valid_loss=None, valid_mean_token_accuracy=None,
+    )  # fmt: skip
+    folder.write_metrics()
+
+
+def _write(folder: Path, files: dict[str, str | bytes]) -> None:
+    for name, content in files.items():
         write_atomic(folder / name, content)
-    line = {
-        "event": "checkpoint", "time": time.time(), "step": number, "path": str(folder), "train_loss": 1 / number,
-        "train_mean_token_accuracy": 0.5, "valid_loss": None, "valid_mean_token_accuracy": None,
-    }  # fmt: skip
-    with (state / "progress.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
-def _intent(state: Path) -> Literal["paused", "interrupted"] | None:
-    try:
-        asked = json.loads((state / "control.json").read_text()).get("intent")
-    except (OSError, ValueError):
-        return None
+def _intent(folder: TrainFolder) -> Literal["paused", "interrupted"] | None:
+    asked = folder.intent()
     return "paused" if asked == "pause" else "interrupted" if asked == "stop" else None
-
-
-def _succeeded(state: Path) -> bool:
-    try:
-        return Result.model_validate_json((state / "result.json").read_bytes()).status == "succeeded"
-    except OSError:
-        return False
 
 
 WORK: dict[str, Any] = {

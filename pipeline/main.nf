@@ -1,5 +1,6 @@
 // From a dataset on S3 to a LoRA adapter on S3. Each process calls one `python -m finetune <step>`.
 //
+// --access FILE how the training reaches the service, where it shares no disk with it; the service's own.
 // --steps DIR   step files, as the service writes them. Without it, PLAN makes them from the other
 //               parameters (docs/pipeline.md), which reach it as a JSON file, never as text in a script.
 nextflow.enable.dsl = 2
@@ -41,6 +42,7 @@ workflow {
         PREPARE_DATA.out.prepared,
         FETCH_MODEL.out.base,
         FETCH_MODEL.out.info,
+        params.access ? channel.value(file(params.access, checkIfExists: true)) : [],
     )
     EVALUATE(
         steps.map { dir -> dir.resolve('evaluate.json') },

@@ -124,6 +124,16 @@ class Storage:
             for row in found:
                 await self.delete(f"s3://{bucket}/{row['Key']}")
 
+    async def part(self, uri: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes of the object at `uri` from `start` on, which must lie in it."""
+        bucket, key = split(uri)
+
+        def fetch() -> bytes:
+            asked = f"bytes={start}-{start + length - 1}"
+            return self._client.get_object(Bucket=bucket, Key=key, Range=asked)["Body"].read(length)
+
+        return await self.call(uri, None, fetch)
+
     async def read(self, uri: str) -> tuple[Object, AsyncIterator[bytes]]:
         """The object at `uri` and its content in chunks."""
         bucket, key = split(uri)
@@ -138,6 +148,12 @@ class Storage:
                 body.close()
 
         return Object(uri, answer["ETag"].strip('"'), int(answer["ContentLength"])), chunks()
+
+    def presigned(self, operation: str, uri: str, seconds: int, **parameters: Any) -> str:
+        """An address that does one `operation` (get_object, put_object) on one object for a while, without credentials."""
+        bucket, key = split(uri)
+        given = {"Bucket": bucket, "Key": key, **parameters}
+        return self._client.generate_presigned_url(operation, Params=given, ExpiresIn=seconds)
 
     async def begin(self, uri: str) -> Multipart:
         """Start an upload in parts. End it by `complete` or `abort`."""

@@ -40,6 +40,7 @@ class Order:
         resume: Whether an earlier launch used this session.
         profile: A profile of pipeline/nextflow.config.
         stub: Run the stubs.
+        access: The file by which the training reaches the service, where it shares no disk with it.
     """
 
     job: str
@@ -49,6 +50,7 @@ class Order:
     resume: bool
     profile: str
     stub: bool = False
+    access: Path | None = None
 
     def __post_init__(self) -> None:
         for name in (self.job, *self.profile.split(",")):
@@ -83,7 +85,10 @@ def build(order: Order, *, nextflow: Sequence[str], pipeline: Path, env: Mapping
 
 def parameters(order: Order) -> str:
     """The content of the parameters file: only values that the service made."""
-    return json.dumps({"run_label": order.job, "steps": str(order.folder / "steps")}, indent=1, sort_keys=True) + "\n"
+    made = {"run_label": order.job, "steps": str(order.folder / "steps")}
+    if order.access is not None:
+        made["access"] = str(order.access)
+    return json.dumps(made, indent=1, sort_keys=True) + "\n"
 
 
 def _environment(order: Order, env: Mapping[str, str], bin_dir: Path) -> dict[str, str]:

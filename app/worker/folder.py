@@ -2,6 +2,7 @@
 
 runs/<job>/steps/            step files, written once
 runs/<job>/credentials       S3 keys, 0600; fetch-credentials also has HF_TOKEN. Gone when the job is settled
+runs/<job>/access.json       where tasks share no disk: the run's token, 0600, new for each run
 runs/<job>/train/            the trainer's state
 runs/<job>/{work,launch}/    Nextflow's
 runs/<job>/lease             touched while the worker's lease holds
@@ -17,10 +18,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.jobs.service import output_prefix
 from app.models import Job
 from app.settings import Settings
 from app.worker.seed import seed
 from finetune.config import JobSpec
+from finetune.mirror import PREFIX
 from finetune.progress import write_atomic
 from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile, plan
 
@@ -47,6 +50,11 @@ class JobFolder:
     def work(self) -> Path:
         """Nextflow's task folders."""
         return self.root / "work"
+
+    @property
+    def access(self) -> Path:
+        """The run's token and where it is good, for tasks that share no disk."""
+        return self.root / "access.json"
 
     @property
     def lease(self) -> Path:
@@ -87,17 +95,20 @@ def prepare(folder: JobFolder, settings: Settings, job: Job) -> None:
 
 
 def step_files(folder: JobFolder, settings: Settings, job: Job) -> dict[str, StepFile]:
-    """The job's step files. Only download, fetch and upload name a credentials file."""
+    """The job's step files. Only download, fetch and upload name a credentials file; where no disk is shared none names train/."""
+    spec = JobSpec.model_validate(job.spec)
+    shared = spec.execution.profile not in settings.unshared_profiles
     access = S3(endpoint=settings.s3_endpoint, region=settings.s3_region, credentials_file=_keys(folder, settings))
     files = plan(
-        JobSpec.model_validate(job.spec),
+        spec,
         job=job.id,
         training=[Pinned.model_validate(row) for row in job.training_objects or []],
         validation=[Pinned.model_validate(row) for row in job.validation_objects or []],
         model=ModelSource.model_validate(job.base),
         s3=access,
         cache_dir=str(settings.cache),
-        state_dir=str(folder.train),
+        state_dir=str(folder.train) if shared else None,
+        mirror=None if shared else output_prefix(job) + PREFIX,
         code_version=importlib.metadata.version("llamaflow"),
     )
     if settings.hf_token is not None:
@@ -112,14 +123,15 @@ def write_credentials(folder: JobFolder, settings: Settings) -> None:
     """Write the keys where only this user reads them; anew at every launch, for they may have changed."""
     lines = _key_lines(settings)
     if lines:
-        _write_private(folder.root / "credentials", lines)
+        write_private(folder.root / "credentials", "".join(f"{line}\n" for line in lines))
     if settings.hf_token is not None:
-        _write_private(folder.root / "fetch-credentials", [*lines, f"HF_TOKEN={settings.hf_token.get_secret_value()}"])
+        lines.append(f"HF_TOKEN={settings.hf_token.get_secret_value()}")
+        write_private(folder.root / "fetch-credentials", "".join(f"{line}\n" for line in lines))
 
 
 def forget_credentials(folder: JobFolder) -> None:
     """Remove the keys: nothing of the job will run again."""
-    for name in ("credentials", "fetch-credentials"):
+    for name in ("credentials", "fetch-credentials", folder.access.name):
         (folder.root / name).unlink(missing_ok=True)
 
 
@@ -168,9 +180,10 @@ def _key_lines(settings: Settings) -> list[str]:
     return [f"{name}={value.get_secret_value()}" for name, value in values.items() if value is not None]
 
 
-def _write_private(path: Path, lines: list[str]) -> None:
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user reads, whole or not at all."""
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
+        file.write(text)
     beside.replace(path)

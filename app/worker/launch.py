@@ -23,6 +23,7 @@ from app.nextflow.process import Handle
 from app.nextflow.progress import Cursor
 from app.settings import PROJECT_ROOT, Settings, child_environment
 from app.worker import folder as folders
+from app.worker import remote
 from app.worker.context import Context, Hand
 from app.worker.folder import JobFolder
 from app.worker.outage import insist
@@ -47,6 +48,7 @@ async def launch(context: Context, hand: Hand, job: Job, previous: Run | None) -
     await asyncio.to_thread(folders.prepare, folder, context.settings, job)
     planned = _plan(context, hand, job, previous, folder)
     run = await insist(lambda: _insert(context, hand, planned))
+    await remote.grant(context, hand, folder, run)
     handle = await asyncio.to_thread(start, context, folder, run)
     await insist(lambda: started(context, hand, run, handle))
     return run
@@ -94,8 +96,9 @@ def start(context: Context, folder: JobFolder, run: Run) -> Handle | None:
     history = folder.root / "launch" / ".nextflow" / "history"
     known = history.is_file() and run.session_uuid in history.read_text(encoding="utf-8", errors="replace")
     order = Order(
-        run.job_id, folder.root, run_folder, run.session_uuid, resume=known, profile=run.profile, stub=settings.stub_run
-    )
+        run.job_id, folder.root, run_folder, run.session_uuid, resume=known, profile=run.profile, stub=settings.stub_run,
+        access=folder.access if remote.is_remote(settings, run.profile) else None,
+    )  # fmt: skip
     (run_folder / "params.json").write_text(command.parameters(order), encoding="utf-8")
     nextflow, needed = process.nextflow(settings)
     made = command.build(

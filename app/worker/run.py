@@ -17,7 +17,7 @@ from app.models import Job, Run
 from app.nextflow import process
 from app.nextflow.process import ExitRecord
 from app.nextflow.progress import FINE_TUNE, Cursor
-from app.worker import adopt, record, settle, wishes
+from app.worker import adopt, record, remote, settle, wishes
 from app.worker import folder as folders
 from app.worker.adopt import Cancel, Follow, Launch, Pause
 from app.worker.context import Context, Hand
@@ -83,11 +83,11 @@ async def _cancel(context: Context, hand: Hand, situation: Cancel) -> None:
 
 async def _follow(context: Context, hand: Hand, situation: Follow) -> None:
     """Follow a run to its end, or to a reason to look again; then settle what there is to settle."""
-    run, folder = situation.run, folders.of(context.settings, hand.job_id)
+    run = situation.run
     if run.pid is None:  # whoever launched it died before writing it down
         await insist(lambda: started(context, hand, run, process.handle(Path(run.folder))))
     while not hand.leave:
-        await record.catch_up(context.database, folder, run, hand.fence)
+        await _look(context, hand, run)
         if hand.halt:
             await _halt(context, hand, run)
             return
@@ -95,11 +95,18 @@ async def _follow(context: Context, hand: Hand, situation: Follow) -> None:
         if wished.cancel:
             return
         if await _is_over(context, hand, run):
-            await record.catch_up(context.database, folder, run, hand.fence, over=True)
+            await _look(context, hand, run, over=True)
             await _settle(context, hand, situation.job, run)
             return
         await _obey(context, hand, run, wished)
         await hand.rest(TICK_SECONDS)
+
+
+async def _look(context: Context, hand: Hand, run: Run, *, over: bool = False) -> None:
+    """Record what is new of a run, after bringing what has to be brought."""
+    folder = folders.of(context.settings, hand.job_id)
+    await remote.exchange(context, folder, run)
+    await record.catch_up(context.database, folder, run, hand.fence, over=over)
 
 
 async def _obey(context: Context, hand: Hand, run: Run, wished: Wishes) -> None:
@@ -166,7 +173,7 @@ async def _halt(context: Context, hand: Hand, run: Run) -> None:
     if _is_training(run):
         await _save(context, hand, run, folder)
     await stop(context, hand, run, 2 * STOP_GRACE_SECONDS)
-    await record.catch_up(context.database, folder, run, hand.fence, over=True)
+    await _look(context, hand, run, over=True)
     ended: ExitRecord | None = process.exit_record(Path(run.folder))
     if ended is not None and ended.status == 0:
         return  # it had just ended by itself: whoever claims the job next settles it
@@ -181,6 +188,7 @@ async def _save(context: Context, hand: Hand, run: Run, folder: JobFolder) -> No
     the trainer's output, and a trainer that cannot print any more does not get to save.
     """
     await asyncio.to_thread(folders.ask_trainer, folder, "pause")
+    await remote.exchange(context, folder, run)
     deadline = time.monotonic() + SAVE_SECONDS
     while time.monotonic() < deadline and not await _is_over(context, hand, run):
         await hand.rest(TICK_SECONDS)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -28,13 +28,19 @@ from app.models import FINAL, Checkpoint, File, Job, Run, Stage, new_id
 from app.nextflow import process
 from app.nextflow.process import ExitRecord
 from app.nextflow.progress import FINE_TUNE
-from app.worker import deaths, objects
+from app.runs import tokens
+from app.worker import deaths, objects, remote
 from app.worker import folder as folders
 from app.worker.context import Context, Hand
 from app.worker.launch import last_run
 from app.worker.outage import insist
 from finetune.exit_codes import StepError
 from finetune.steps import Manifest
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+else:
+    S3Client = Any
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 T = TypeVar("T")
@@ -56,6 +62,8 @@ async def succeed(context: Context, hand: Hand, job: Job, run: Run, record: Exit
     if isinstance(product, StepError):
         await fail(context, hand, run, product.as_error(), record)
         return
+    if remote.is_remote(context.settings, run.profile):
+        await _remove(context, hand, remote.mirror_prefix(job))
     await insist(lambda: _succeeded(context, hand, run, product, record))
 
 
@@ -69,12 +77,12 @@ async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, r
         if job.pause_requested_at is not None:
             await events.record(db, job, "The job ended before it could be paused")
         await close(db, run, record)
-        await _keep(db, job, product)
+        await keep(db, job, product)
         await lifecycle.succeeded(db, job, fence=hand.fence)
     folders.forget_credentials(folders.of(context.settings, hand.job_id))
 
 
-async def _keep(db: AsyncSession, job: Job, product: Product) -> None:
+async def keep(db: AsyncSession, job: Job, product: Product) -> None:
     """Everything that the job's row, its result file and the registry learn of the result."""
     manifest, result = product.manifest, product.manifest.result
     job.trained_tokens = result.trained_tokens
@@ -210,11 +218,12 @@ async def close_run(context: Context, hand: Hand, run: Run, record: ExitRecord |
 
 
 async def close(db: AsyncSession, run: Run, record: ExitRecord | None) -> None:
-    """The run is over: its row says how, and stages without an end of their own are aborted."""
+    """The run is over: its row says how, its token opens nothing more, and stages without an end of their own are aborted."""
     row = await db.get_one(Run, run.id)
     now = await lifecycle.now(db)
     if row.finished_at is None:
         row.finished_at, row.exit_status = now, record.status if record else None
+    await tokens.revoke(db, run.id)
     unended = select(Stage).where(Stage.run_id == run.id, Stage.status.in_(("submitted", "running")))
     for stage in (await db.execute(unended)).scalars():
         stage.status, stage.finished_at = "aborted", await asyncio.to_thread(_last_sign, stage, row.folder) or now
@@ -236,13 +245,7 @@ async def _read_back(context: Context, hand: Hand, job: Job) -> Product | StepEr
     prefix = output_prefix(job)
 
     def once() -> Product:
-        s3 = connect(context.settings)
-        content = objects.read(s3, f"{prefix}manifest.json")
-        manifest = Manifest.model_validate_json(content)
-        weights = next((file for file in manifest.files if file.path == "adapter/adapter_model.safetensors"), None)
-        if manifest.job != job.id or weights is None or objects.size(s3, prefix + weights.path) != weights.size:
-            raise StepError("manifest_mismatch", f"{prefix}manifest.json does not describe this job's adapter.")
-        return Product(prefix, manifest, hashlib.sha256(content).hexdigest())
+        return read_product(connect(context.settings), prefix, job.id)
 
     try:
         return await _insist_on_s3(hand, once)
@@ -254,6 +257,21 @@ async def _read_back(context: Context, hand: Hand, job: Job) -> Product | StepEr
         return problem
     except ValidationError:
         return StepError("manifest_mismatch", f"{prefix}manifest.json is no manifest.")
+
+
+def read_product(s3: S3Client, prefix: str, job_id: str) -> Product:
+    """The result below a prefix, by its manifest. Blocking.
+
+    Raises:
+        StepError: `manifest_mismatch`: it is not this job's, or its adapter is not there whole; and those of S3.
+        ValidationError: It is no manifest.
+    """
+    content = objects.read(s3, f"{prefix}manifest.json")
+    manifest = Manifest.model_validate_json(content)
+    weights = next((file for file in manifest.files if file.path == "adapter/adapter_model.safetensors"), None)
+    if manifest.job != job_id or weights is None or objects.size(s3, prefix + weights.path) != weights.size:
+        raise StepError("manifest_mismatch", f"{prefix}manifest.json does not describe this job's adapter.")
+    return Product(prefix, manifest, hashlib.sha256(content).hexdigest())
 
 
 async def _insist_on_s3(hand: Hand, work: Callable[[], T]) -> T:

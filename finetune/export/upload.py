@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from finetune import environment, s3
 from finetune.download import size_text
 from finetune.exit_codes import StepError
+from finetune.export import mirrored
 from finetune.export.archive import pack
 from finetune.model.cache import SAFE_NAME, file_sha256
 from finetune.progress import write_atomic, write_report
@@ -44,11 +45,15 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
     """
     prefix = result_prefix(step)
     write_atomic(out / "model_s3.txt", f"model uploaded to {prefix}\n")
+    client, patience = s3.client(step.s3), environment.upload_patience()
+    if step.mirror is not None:
+        prefix_of_state = step.mirror
+        mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
+        step = step.model_copy(update={"state_dir": str(mirror)})
     files = collect(step, inputs, out)
     described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
     manifest = build_manifest(step, inputs, described)
     write_atomic(out / "manifest.json", manifest.text())
-    client, patience = s3.client(step.s3), environment.upload_patience()
     for entry, (name, path) in zip(described, files, strict=True):
         send(client, path, prefix + name, entry.sha256, patience=patience)
         print(f"{name}: {size_text(entry.size)}", flush=True)

@@ -28,6 +28,7 @@ from finetune.steps import Base, Resolved, Result, TrainStep
 from finetune.train import adapter
 from finetune.train.batches import CPU_TOKENS, GPU_TOKENS
 from finetune.train.folder import TrainFolder, step_of, train_key
+from finetune.train.remote import folder_of
 from finetune.train.tell import Teller, peak_memory
 from finetune.train.trainer import SupervisedTrainer, arguments
 from finetune.train.watch import Watch
@@ -55,11 +56,11 @@ def run(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
 
     Args:
         step: train.json.
-        inputs: `prepared`, `base`, `base_info`.
+        inputs: `prepared`, `base`, `base_info`; `access` where the task shares no disk with the service.
         out: Gets adapter/, metrics.csv, result.json; also train/, if the step names no state_dir.
     """
     given = _read(step, inputs)
-    folder = TrainFolder(Path(step.state_dir) if step.state_dir else out / "train")
+    folder = folder_of(step, inputs, out, given.key)
     with folder.owned():
         folder.claim(given.key)
         done = folder.finished()

@@ -32,6 +32,9 @@ from finetune.train.loss import pad, score
 from finetune.train.tell import Teller
 from finetune.train.watch import Watch
 
+SHOWN = 4000
+"""Characters of a question or an answer that a line of progress.jsonl has at most."""
+
 
 def arguments(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.device) -> TrainingArguments:
     """The library's settings for a training.
@@ -222,7 +225,10 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
             return {}
         questions, tokenizer = self.ask
         answers = answer(self.model, tokenizer, questions) if not self.watch.signalled else []
-        samples = [{"prompt": asked.shown, "answer": said} for asked, said in zip(questions, answers, strict=False)]
+        samples = [
+            {"prompt": asked.shown[:SHOWN], "answer": said[:SHOWN]}
+            for asked, said in zip(questions, answers, strict=False)
+        ]
         self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples)
         return {"eval_loss": found.loss}
 

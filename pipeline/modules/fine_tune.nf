@@ -1,4 +1,5 @@
-// The training. Its state lies in the job's train/ folder, so that starting it twice trains once.
+// The training. Its state lies in the job's train/ folder, so that starting it twice trains once; where no disk is shared,
+// `access` says how the service is reached that keeps it (an empty list elsewhere).
 process FINE_TUNE {
     tag "${job}"
     label 'heavy'
@@ -9,6 +10,7 @@ process FINE_TUNE {
     path prepared
     path base
     path base_info
+    path access
 
     output:
     path 'adapter', emit: adapter
@@ -18,11 +20,12 @@ process FINE_TUNE {
 
     script:
     """
-    python -m finetune train --job ${job} --in prepared=${prepared} --in base=${base} --in base_info=${base_info}
+    python -m finetune train --job ${job} --in prepared=${prepared} --in base=${base} --in base_info=${base_info} \\
+        ${access ? "--in access=${access}" : ''}
     """
 
     stub:
     """
-    python -m finetune.stub train --job ${job} --attempt ${task.attempt}
+    python -m finetune.stub train --job ${job} --attempt ${task.attempt} ${access ? "--in access=${access}" : ''}
     """
 }
