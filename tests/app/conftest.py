@@ -17,7 +17,6 @@ import boto3
 import httpx
 import pytest
 import pytest_asyncio
-import uvicorn
 from botocore.config import Config
 from openai import OpenAI
 from pydantic import SecretStr
@@ -27,7 +26,7 @@ from app.auth import key_hash
 from app.db import Database
 from app.embedded.postgres import PostgresServer, start_postgres
 from app.embedded.s3 import S3Server, start_s3
-from app.main import config, create_app
+from app.main import Server, config, create_app
 from app.models import ApiKey, Project
 from app.nextflow import install
 from app.settings import Settings
@@ -90,6 +89,7 @@ def api_settings(api_state: Path, api_postgres: PostgresServer, api_s3: S3Server
         webhook_allow=["127.0.0.1:5678"],
         max_upload_bytes=40 << 20,
         max_body_bytes=64 << 10,
+        auth_failures=100_000,
     )
 
 
@@ -97,7 +97,7 @@ def api_settings(api_state: Path, api_postgres: PostgresServer, api_s3: S3Server
 def serving(settings: Settings) -> Iterator[str]:
     """The API on a free port, in a thread with an event loop of its own; its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(config(create_app(settings), settings))
+    server = Server(config(create_app(settings), settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
