@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 
-from app.models import FINAL
 from app.settings import Settings
+
+RESUME_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+"""So long a service that is away is waited for by whoever follows a job."""
 
 
 class ServiceError(Exception):
     """The service refused or could not be reached; the message is its own sentence."""
+
+
+class Busy(ServiceError):
+    """It is overloaded or away for a moment."""
 
 
 class Client:
@@ -59,38 +67,74 @@ class Client:
         try:
             response = self._http.request(method, path, **kwargs)
         except httpx.TransportError as error:
-            raise ServiceError(
-                f"{self._http.base_url} does not answer ({error}). Is `llamaflow up` running?"
-            ) from error
+            raise self._silent(error) from error
+        self._check(response)
         is_json = response.headers.get("content-type", "").startswith("application/json")
+        return response.json() if is_json else response.text
+
+    def events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The job's events as they come, oldest first, until it has ended. A cut stream is resumed where it was.
+
+        Raises:
+            ServiceError: It refused, or did not answer for PATIENCE_SECONDS.
+        """
+        path, last = f"/fine_tuning/jobs/{job_id}/events", "0"
+        heard = time.monotonic()
+        while True:
+            try:
+                headers = {"accept": "text/event-stream", "last-event-id": last}
+                with self._http.stream("GET", path, headers=headers) as response:
+                    self._check(response)
+                    for number, data in _sent(response.iter_lines()):
+                        if data == "[DONE]":
+                            return
+                        yield json.loads(data)
+                        last, heard = number, time.monotonic()
+            except (httpx.TransportError, Busy) as problem:
+                if time.monotonic() - heard > PATIENCE_SECONDS:
+                    raise self._silent(problem) from problem
+            time.sleep(RESUME_SECONDS)
+
+    def follow_logs(self, job_id: str, **params: Any) -> Iterator[str]:
+        """The job's logs as they come, until it has ended.
+
+        Raises:
+            ServiceError: It refused, or the connection was cut.
+        """
+        patient = httpx.Timeout(None, connect=5.0)
+        asked = {"follow": True} | params
+        try:
+            with self._http.stream(
+                "GET", f"/fine_tuning/jobs/{job_id}/logs", params=asked, timeout=patient
+            ) as response:
+                self._check(response)
+                yield from response.iter_text()
+        except httpx.TransportError as problem:
+            raise self._silent(problem) from problem
+
+    def _check(self, response: httpx.Response) -> None:
         if response.is_success:
-            return response.json() if is_json else response.text
-        error_body = response.json().get("error", {}) if is_json else {"message": response.text}
-        raise ServiceError(f"{error_body.get('message', response.reason_phrase)} [{response.status_code}]")
+            return
+        response.read()
+        is_json = response.headers.get("content-type", "").startswith("application/json")
+        error = response.json().get("error", {}) if is_json else {"message": response.text}
+        refusal = f"{error.get('message', response.reason_phrase)} [{response.status_code}]"
+        raise Busy(refusal) if response.status_code in (429, 502, 503, 504) else ServiceError(refusal)
 
-    def events_since(self, job_id: str, seen: set[str]) -> list[dict[str, Any]]:
-        """The job's events not yet in `seen`, oldest first; adds them to it."""
-        fresh: list[dict[str, Any]] = []
-        after: str | None = None
-        while True:
-            page = self.call(
-                "GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100} | ({"after": after} if after else {})
-            )
-            new = [event for event in page["data"] if event["id"] not in seen]
-            fresh += new
-            if not page["has_more"] or len(new) < len(page["data"]):
-                break
-            after = page["data"][-1]["id"]
-        seen.update(event["id"] for event in fresh)
-        return fresh[::-1]
+    def _silent(self, problem: Exception) -> ServiceError:
+        if isinstance(problem, Busy):
+            return ServiceError(str(problem))
+        return ServiceError(f"{self._http.base_url} does not answer ({problem}). Is `llamaflow up` running?")
 
-    def watch(self, job_id: str, *, every: float = 1.0) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """(job, its new events) each time there is something new, until the job has ended."""
-        seen: set[str] = set()
-        while True:
-            job = self.call("GET", f"/fine_tuning/jobs/{job_id}")
-            fresh = self.events_since(job_id, seen)
-            yield job, fresh
-            if job["status"] in FINAL:
-                return
-            time.sleep(every)
+
+def _sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Number and data of each server-sent event, as the service writes them: a line a field."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+            continue
+        if "data" in fields:
+            yield fields.get("id", ""), fields["data"]
+        fields = {}

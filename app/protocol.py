@@ -1,4 +1,4 @@
-"""HTTP as uvicorn reads it, with an end to patience: a head has to come soon and be small.
+"""HTTP as uvicorn reads it, with an end to patience: a head has to come soon and be small, an answer has to be taken.
 
 Without this a connection that never finishes its headers is held for ever, and headers may fill the memory; both before
 anybody was asked for a key. May touch uvicorn's protocol, nothing else.
@@ -15,15 +15,20 @@ from app.errors import HeadTooLarge
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 20.0
+TAKE_SECONDS = 60.0
 SLICE = 16 << 10
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose next head is over MAX_HEAD bytes, or has not come whole after HEAD_SECONDS."""
+    """Closes a connection whose next head is over MAX_HEAD bytes, or has not come whole after HEAD_SECONDS.
+
+    Cuts one whose client takes nothing of an answer for TAKE_SECONDS: whatever is waited for or kept for it is let go.
+    """
 
     _head = 0
     _in_head = True
     _patience: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -33,6 +38,7 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._stop_waiting()
+        self._taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +67,22 @@ class PatientProtocol(HttpToolsProtocol):
         """The body is whole: what comes next is a head."""
         super().on_message_complete()
         self._in_head = True
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent."""
+        super().pause_writing()
+        self._taken()
+        self._taking = self.loop.call_later(TAKE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has taken enough."""
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def _wait_for_head(self) -> None:
         self._patience = self.loop.call_later(HEAD_SECONDS, self._hang_up)

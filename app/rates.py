@@ -1,4 +1,4 @@
-"""How often: requests a key, unknown keys an address, uploads at once. Kept in memory, so each API process counts for itself.
+"""How often: requests a key, unknown keys an address, uploads and streams at once. Kept in memory, so each API process counts for itself.
 
 Knows no HTTP and no database.
 """
@@ -39,6 +39,7 @@ class Rates:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
         self._proven: OrderedDict[str, float] = OrderedDict()
         self._uploads: dict[str, int] = {}
+        self._streams: dict[str, int] = {}
 
     def admit(self, key_id: str) -> None:
         """Count a request of a key.
@@ -98,20 +99,50 @@ class Rates:
         Raises:
             TooMany: `too_many_uploads`.
         """
-        under_way, most = self._uploads.get(key_id, 0), self._settings.max_uploads
-        if under_way >= most:
-            raise TooMany(
-                f"This API key has {under_way} uploads under way; {most} at once are allowed (LLAMAFLOW_MAX_UPLOADS).",
-                code="too_many_uploads",
-                retry_after=5,
-            )
-        self._uploads[key_id] = under_way + 1
-        try:
+        most = self._settings.max_uploads
+        refused = TooMany(
+            f"This API key has {self._uploads.get(key_id, 0)} uploads under way; {most} at once are allowed "
+            "(LLAMAFLOW_MAX_UPLOADS).",
+            code="too_many_uploads",
+            retry_after=5,
+        )
+        with _place(self._uploads, key_id, most, refused):
             yield
-        finally:
-            left = self._uploads.pop(key_id) - 1
-            if left:
-                self._uploads[key_id] = left
+
+    @contextmanager
+    def streaming(self, key_id: str) -> Iterator[None]:
+        """Hold a place for a live stream.
+
+        Raises:
+            TooMany: `too_many_streams`, of the key or of all of this process.
+        """
+        most, of_all = self._settings.max_streams, self._settings.max_streams_in_all
+        if sum(self._streams.values()) >= of_all:
+            raise TooMany(
+                f"The service has {of_all} live streams (LLAMAFLOW_MAX_STREAMS_IN_ALL). Try again later, or poll.",
+                code="too_many_streams",
+                retry_after=30,
+            )
+        refused = TooMany(
+            f"This API key has {most} live streams; more are not allowed (LLAMAFLOW_MAX_STREAMS).",
+            code="too_many_streams",
+            retry_after=30,
+        )
+        with _place(self._streams, key_id, most, refused):
+            yield
+
+
+@contextmanager
+def _place(taken: dict[str, int], key_id: str, most: int, refused: TooMany) -> Iterator[None]:
+    if taken.get(key_id, 0) >= most:
+        raise refused
+    taken[key_id] = taken.get(key_id, 0) + 1
+    try:
+        yield
+    finally:
+        left = taken.pop(key_id) - 1
+        if left:
+            taken[key_id] = left
 
 
 def _keep(kept: OrderedDict[str, T], name: str, value: T) -> None:

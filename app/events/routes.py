@@ -1,31 +1,65 @@
-"""/v1/fine_tuning/jobs/{id}/events: a job's history, newest first, for polling."""
+"""/v1/fine_tuning/jobs/{id}/events: a job's history, newest first for polling, or as a live stream, oldest first."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response
 
 from app.auth import Reader
 from app.db import Session
-from app.errors import BadRequest
-from app.events import service
+from app.events import service, stream
 from app.events.schemas import Event, EventPage
 from app.jobs import service as jobs
 from app.pages import After, limit, page
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/events", tags=["Fine-tuning jobs"])
 
+STREAM = "text/event-stream"
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": EventPage,
+        "description": "A page of events; as a stream, server-sent events: `id` the event's number, `event` its type, "
+        "`data` the event, and `data: [DONE]` behind the terminal one.",
+        "content": {STREAM: {"schema": {"type": "string"}}},
+    }
+}
 
-@router.get("", summary="List events", response_model=EventPage)
+
+@router.get("", summary="List or stream events", response_model=EventPage, responses=ANSWERS)
 async def list_events(
-    job_id: str, caller: Reader, db: Session, after: After = None, limit: int = limit(20, 1000), stream: bool = False
+    job_id: str,
+    caller: Reader,
+    request: Request,
+    db: Session,
+    after: After = None,
+    limit: int = limit(20, 1000),
+    live: Annotated[
+        bool | None, Query(alias="stream", description="A live stream; so does `Accept: text/event-stream`.")
+    ] = None,
+    last_event_id: Annotated[str | None, Header(description="Resume a stream behind this number.")] = None,
 ) -> Any:
-    """What happened to a job, newest first; `after` asks for older ones."""
-    if stream:
-        raise BadRequest(
-            "A stream of events is not offered yet; poll this list.", code="unsupported_operation", param="stream"
-        )
+    """What happened to a job, newest first; `after` asks for older ones.
+
+    As a stream, oldest first and then as it happens until the job has ended. Cut, it is resumed without loss or doubling by
+    `Last-Event-ID`, the `id` of the last event that came (or `after`, an event's own id).
+    """
     job = await jobs.find(db, caller, job_id)
-    rows, more = await service.listed(db, job, after=after, limit=limit)
-    return page([Event.of(row) for row in rows], more)
+    if live is False or (live is None and not accepts_stream(request.headers.get("accept", ""))):
+        rows, more = await service.listed(db, job, after=after, limit=limit)
+        return page([Event.of(row) for row in rows], more)
+    state, settings = request.app.state, request.app.state.settings
+    seen = await service.number(db, job, last_event_id=last_event_id, after=after)
+    return _live(state, settings, job.id, caller.key_id, seen)
+
+
+def _live(state: Any, settings: Settings, job_id: str, key_id: str, seen: int) -> Response:
+    content = stream.told(state.hub, job_id, key_id, after=seen, heartbeat=settings.stream_heartbeat)
+    return stream.Live(content, place=state.rates.streaming(key_id), media_type=STREAM)
+
+
+def accepts_stream(accept: str) -> bool:
+    """Whether an Accept header names server-sent events."""
+    return any(part.partition(";")[0].strip().lower() == STREAM for part in accept.split(","))

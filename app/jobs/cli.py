@@ -119,13 +119,11 @@ def watch(job_id: str) -> None:
 
 
 def _watch(client: Client, job_id: str) -> None:
-    job: dict[str, Any] = {}
-    for job, events in client.watch(job_id):  # noqa: B007 - the last job is asked for its status below
-        for event in events:
-            at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
-            style = {"error": "red", "warn": "yellow"}.get(event["level"], "")
-            console.print(f"{at}  {event['message']}", style=style, highlight=False, markup=False)
-    if job["status"] != "succeeded":
+    for event in client.events(job_id):
+        at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
+        style = {"error": "red", "warn": "yellow"}.get(event["level"], "")
+        console.print(f"{at}  {event['message']}", style=style, highlight=False, markup=False)
+    if client.call("GET", f"/fine_tuning/jobs/{job_id}")["status"] != "succeeded":
         raise click.exceptions.Exit(1)
 
 
@@ -133,10 +131,15 @@ def _watch(client: Client, job_id: str) -> None:
 @click.argument("job_id")
 @click.option("--stage", help="One stage, such as FINE_TUNE.")
 @click.option("--tail", type=int, help="Only the last lines.")
-def logs(job_id: str, stage: str | None, tail: int | None) -> None:
+@click.option("--follow", "-f", is_flag=True, help="Go on with each line as it comes, until the job has ended.")
+def logs(job_id: str, stage: str | None, tail: int | None, follow: bool) -> None:
     """A job's log."""
     params = {name: value for name, value in {"stage": stage, "tail": tail}.items() if value is not None}
-    click.echo(_client().call("GET", f"/fine_tuning/jobs/{job_id}/logs", params=params))
+    if follow:
+        for text in _client().follow_logs(job_id, **params):
+            click.echo(text, nl=False)
+    else:
+        click.echo(_client().call("GET", f"/fine_tuning/jobs/{job_id}/logs", params=params), nl=False)
 
 
 @jobs.command()

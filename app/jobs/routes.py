@@ -1,27 +1,28 @@
-"""/v1/fine_tuning/jobs: create, list, get, checkpoints, stages, logs. Actions and events have their own files."""
+"""/v1/fine_tuning/jobs: create, list, get, checkpoints, stages. Actions, logs and events have their own files."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import service as adapters
 from app.auth import Reader, Writer
 from app.db import Database, Session
 from app.errors import BadRequest
-from app.jobs import checks, logs, schemas, service, view
+from app.jobs import checks, schemas, service, view
 from app.models import Job
 from app.pages import After, limit, page
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning jobs"])
 
+ETAGS = re.compile(r'"[^"]*"')
+"""The tags of If-None-Match; a weak one (`W/"…"`) is as good, says RFC 9110."""
 METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 IdempotencyKey = Annotated[
     str | None,
@@ -43,6 +44,10 @@ async def create_job(
     database: Database = request.app.state.database
     settings: Settings = request.app.state.settings
     key = idempotency_key or None
+    if retry_count == 0 and (plain := checks.plain(caller, body, settings)) is not None:
+        job = await service.create_at_once(database, caller, body, plain, key=key, most=settings.max_open_jobs)
+        if job is not None:
+            return view.job(job, None, None)
     async with request.app.state.creating, database.transaction() as db:
         job = await service.earlier(db, caller, body, key=key, retried=retry_count > 0)
         if job is not None:
@@ -68,7 +73,7 @@ async def get_job(
     """One job. With `If-None-Match` an unchanged one is a 304."""
     answer = JSONResponse((await shown(db, [await service.find(db, caller, job_id)]))[0].model_dump(mode="json"))
     etag = f'"{hashlib.sha256(answer.body).hexdigest()[:32]}"'
-    if if_none_match is not None and etag in re.findall(r'"[^"]*"', if_none_match):
+    if if_none_match is not None and (if_none_match.strip() == "*" or etag in ETAGS.findall(if_none_match)):
         return Response(status_code=304, headers={"etag": etag})
     answer.headers["etag"] = etag
     return answer
@@ -89,24 +94,6 @@ async def list_stages(job_id: str, caller: Reader, db: Session) -> Any:
     """The tasks of a job's runs, oldest first, each attempt of its own."""
     rows = await service.stages(db, await service.find(db, caller, job_id))
     return page([view.stage(row, run) for row, run in rows], False)
-
-
-@router.get("/jobs/{job_id}/logs", summary="Read logs", response_class=PlainTextResponse)
-async def read_logs(
-    job_id: str,
-    caller: Reader,
-    request: Request,
-    db: Session,
-    stage: Annotated[str | None, Query(description="Such as FINE_TUNE.")] = None,
-    tail: Annotated[int | None, Query(description="Only so many lines of the end.", ge=1, le=100_000)] = None,
-) -> PlainTextResponse:
-    """A job's log as text: of one stage, or of Nextflow and every stage; the last MiB at most."""
-    job = await service.find(db, caller, job_id)
-    settings: Settings = request.app.state.settings
-    runs, stages = await service.runs_of(db, job), await service.stages(db, job)
-    return PlainTextResponse(
-        await asyncio.to_thread(logs.read, settings.runs / job.id, runs, stages, stage=stage, tail=tail)
-    )
 
 
 @router.post("/jobs/estimate", include_in_schema=False)
