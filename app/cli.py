@@ -5,6 +5,7 @@ Imports each part only when its command runs, so that `--help` is quick and the 
 
 from __future__ import annotations
 
+import json
 import sys
 
 import click
@@ -90,6 +91,21 @@ def housekeeping(dry_run: bool) -> None:
 
     for line in sweep.main(completed(get_settings()), dry_run=dry_run) or ["There was nothing to clear."]:
         click.echo(line)
+
+
+@main.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended.")
+@click.option("--quick", is_flag=True, help="Compare sizes on S3 instead of reading every adapter whole.")
+@click.option("--project", help="Whose results are to be that the database does not know.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(repair: bool, quick: bool, project: str | None, as_json: bool) -> None:
+    """Find where database, S3 and running tasks disagree, as after a restore; ends with 1 if something is wrong."""
+    from app.doctor import visit
+    from app.embedded.beside import completed
+
+    report = visit.main(completed(get_settings()), repair=repair, quick=quick, project=project)
+    click.echo(json.dumps(report.as_json(), indent=1) if as_json else "\n".join(report.lines()))
+    sys.exit(0 if report.well else 1)
 
 
 @main.command(

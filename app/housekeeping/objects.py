@@ -90,20 +90,29 @@ def write_count(settings: Settings, number: int) -> None:
 async def orphans(house: House) -> list[str]:
     """Remove uploads that never became a file: the service died between the last byte and the row."""
     if await is_restored(house):
-        why = "The database is older than the objects on S3: run `llamaflow doctor --repair`. No upload was removed."
-        return [why]
-    now = await _now(house)
-    removed = 0
-    s3, settings = connect(house.settings), house.settings
-    bucket, _ = split(settings.files_prefix)
-    for batch in await asyncio.to_thread(_uploads, s3, settings, now - timedelta(seconds=settings.keep_orphans)):
-        known = await _known(house, set(batch.values()))
-        unknown = {key for key, name in batch.items() if name not in known}
-        if not house.dry_run:
-            await asyncio.to_thread(_delete, s3, bucket, unknown)
-        removed += len(unknown)
-    what = f"{counted(removed, 'upload')} that never became a file"
-    return [house.did(f"Removed {what}.", f"remove {what}.")] if removed else []
+        return ["The database is older than the objects on S3: run `llamaflow doctor --repair`. No upload was removed."]
+    before = await _now(house) - timedelta(seconds=house.settings.keep_orphans)
+    unknown = [key for key, _, _ in await _unknown(house, before)]
+    if not house.dry_run:
+        await asyncio.to_thread(_delete, connect(house.settings), split(house.settings.files_prefix)[0], unknown)
+    what = f"{counted(len(unknown), 'upload')} that never became a file"
+    return [house.did(f"Removed {what}.", f"remove {what}.")] if unknown else []
+
+
+async def unknown_uploads(house: House) -> list[tuple[str, str, str]]:
+    """Whole uploads that no file stands for, of any age: address, project, file id."""
+    bucket, _ = split(house.settings.files_prefix)
+    found = await _unknown(house, await _now(house) + timedelta(days=1))
+    return [(f"s3://{bucket}/{key}", project, file) for key, project, file in found if key.endswith(file)]
+
+
+async def _unknown(house: House, before: datetime) -> list[tuple[str, str, str]]:
+    """Uploads from before then that no file stands for, and half-written ones: key, project, file id."""
+    s3, found = connect(house.settings), []
+    for batch in await asyncio.to_thread(_uploads, s3, house.settings, before):
+        known = await _known(house, {file for key, _, file in batch if key.endswith(file)})
+        found += [row for row in batch if row[2] not in known or not row[0].endswith(row[2])]
+    return found
 
 
 async def unfinished(house: House) -> list[str]:
@@ -136,21 +145,16 @@ async def _now(house: House) -> datetime:
         return now
 
 
-def _uploads(s3: S3Client, settings: Settings, before: datetime) -> list[dict[str, str]]:
-    """Uploads from before then, in batches of key → file id."""
+def _uploads(s3: S3Client, settings: Settings, before: datetime) -> list[list[tuple[str, str, str]]]:
+    """Uploads from before then, in batches: key, project, file id."""
     bucket, prefix = split(settings.files_prefix.rstrip("/") + "/")
-    batches: list[dict[str, str]] = []
+    batches = []
     with errors(settings.files_prefix):
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            rows = [row for row in page.get("Contents", []) if row["LastModified"] < before]
-            named = {row["Key"]: UPLOAD.fullmatch(row["Key"].removeprefix(prefix)) for row in rows}
-            batches.append({key: _name(match) for key, match in named.items() if match})
+            keys = [row["Key"] for row in page.get("Contents", []) if row["LastModified"] < before]
+            named = [(key, UPLOAD.fullmatch(key.removeprefix(prefix))) for key in keys]
+            batches.append([(key, match["project"], match["file"]) for key, match in named if match])
     return [batch for batch in batches if batch]
-
-
-def _name(match: re.Match[str]) -> str:
-    """The file an upload is; a half-written one is none."""
-    return match["file"] if match[0].endswith(match["file"]) else ""
 
 
 async def _known(house: House, names: set[str]) -> set[str]:
@@ -158,8 +162,8 @@ async def _known(house: House, names: set[str]) -> set[str]:
         return set((await db.execute(select(File.id).where(File.id.in_(names)))).scalars())
 
 
-def _delete(s3: S3Client, bucket: str, keys: set[str]) -> None:
-    for key in sorted(keys):
+def _delete(s3: S3Client, bucket: str, keys: list[str]) -> None:
+    for key in keys:
         with errors(f"s3://{bucket}/{key}"):
             s3.delete_object(Bucket=bucket, Key=key)
 

@@ -106,6 +106,9 @@ async def _by_base(db: AsyncSession, caller: Caller, name: str) -> Served | None
 
 
 def _serve(version: AdapterVersion, folder: str, below: str, name: str) -> Served:
+    if version.unservable is not None:
+        message = f"The model {name!r} cannot be served: {version.unservable} Train it again, or use another version."
+        raise NotFound(message, code="model_unservable", param="model")
     adapter = {
         "id": name,
         "uri": folder.rstrip("/") + "/" + below,

