@@ -42,6 +42,20 @@ ERROR = {
 }
 
 
+REFUSALS = {
+    "400": "The request is wrong as it stands; the message says what and how.",
+    "401": "There is no API key, or it is not known.",
+    "403": "The key's scopes do not allow this.",
+    "404": "Not there, or another project's: the two are not told apart.",
+    "408": "The body stopped coming.",
+    "409": "At odds with what is there; sent again as it is, it is refused again.",
+    "413": "The body is larger than allowed.",
+    "429": "Over a limit of the key; `retry-after` says when to come back.",
+    "500": "The service failed; its log says more under the request's id.",
+    "503": "Something that is needed does not answer; `retry-after` says when to come back.",
+}
+
+
 def describe(app: FastAPI) -> None:
     """Give `app` its introduction, and a document in which every error has the shape it really has."""
     app.description, app.openapi_tags = DESCRIPTION, TAGS
@@ -60,12 +74,21 @@ def _put_errors(document: dict[str, Any]) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = ERROR
-    answer = {
-        "description": "An error, with a sentence and a code.",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
     for path, methods in document["paths"].items():
-        for operation in methods.values():
+        for method, operation in methods.items():
             operation["responses"].pop("422", None)
             if path.startswith("/v1/"):
-                operation["responses"].update({"4XX": answer, "5XX": answer})
+                operation["responses"].update(_refusals(path, method, operation))
+
+
+def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
+    """What an operation may answer instead: each status with its sentence, all of one shape."""
+    found = {"400", "401", "429", "500", "503"}
+    if method != "get":
+        found |= {"403", "409"}
+    if "requestBody" in operation:
+        found |= {"408", "413"}
+    if "{" in path or path.endswith("/completions"):
+        found.add("404")
+    shape = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": REFUSALS[status], "content": shape} for status in sorted(found)}

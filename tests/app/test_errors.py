@@ -119,7 +119,8 @@ def test_the_document_knows_the_key_and_the_one_shape_of_errors(http: httpx.Clie
     create = document["paths"][JOBS]["post"]
     assert create["security"] == [{"API key": []}]
     assert "422" not in create["responses"]
-    assert create["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
+    assert set(create["responses"]) == {"201", "400", "401", "403", "408", "409", "413", "429", "500", "503"}
+    assert create["responses"]["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     assert document["components"]["schemas"]["Hyperparameters"]["properties"]["n_epochs"]["anyOf"][0]["maximum"] == 50
 
 

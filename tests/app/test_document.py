@@ -1,0 +1,93 @@
+"""The API against its own document: requests made from openapi.json with a real key, database and S3, and answers as it says.
+
+Each operation gets good requests and broken ones. No answer may be a 500, a status or a shape that the document does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.specs.openapi import checks as conformance
+
+from tests.app.conftest import ROWS, Service, serving
+
+pytestmark = pytest.mark.db
+
+SEED = 20261121
+CHECKS = (
+    conformance.status_code_conformance,
+    conformance.content_type_conformance,
+    conformance.response_schema_conformance,
+)
+NO_ENGINE = "/v1/chat/completions"
+"""Answers 503 here: no engine is set up."""
+STREAMS = {"stream", "follow"}
+"""Asked for, an answer has no end of its own."""
+
+
+@pytest.fixture(scope="module")
+def asked(service: Service) -> Iterator[tuple[Any, requests.Session]]:
+    """The document's operations, and a client with a key that may ask as often as it likes."""
+    generous = service.settings.model_copy(update={"max_open_jobs": 1_000_000, "rate_limit": 1e6, "stall_seconds": 5.0})
+    with serving(generous) as url, requests.Session() as session:
+        session.trust_env = False
+        session.headers["authorization"] = "Bearer lf-alpha"
+        session.post(f"{url}/v1/files", files={"file": ("t.jsonl", ROWS)}, data={"purpose": "fine-tune"}, timeout=30)
+        document = session.get(f"{url}/openapi.json", timeout=30).json()
+        found = schemathesis.openapi.from_dict(document)
+        found.config.update(base_url=url)
+        yield found, session
+
+
+def is_endless(case: Any) -> bool:
+    """Whether a request asks for a live stream."""
+    query, headers = case.query or {}, case.headers or {}
+    return bool(STREAMS & set(query)) or "event-stream" in str(headers).lower()
+
+
+def ask_all(asked: tuple[Any, requests.Session], examples: int) -> int:
+    """Send `examples` requests to each operation and judge the answers; how many there were."""
+    document, session = asked
+    sent = 0
+    for result in document.get_all_operations():
+        operation = result.ok()
+
+        @seed(SEED)
+        @settings(
+            max_examples=examples, database=None, deadline=None, phases=(Phase.explicit, Phase.generate),
+            suppress_health_check=list(HealthCheck), print_blob=False,
+        )  # fmt: skip
+        @given(
+            case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)
+            | operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
+        )
+        def one(case: Any) -> None:
+            nonlocal sent
+            if is_endless(case):
+                return
+            sent += 1
+            answer = case.call(session=session, timeout=30)
+            assert answer.status_code < 500 or (answer.status_code, case.operation.path) == (503, NO_ENGINE), (
+                answer.text
+            )
+            case.validate_response(answer, checks=CHECKS)
+
+        one()
+    return sent
+
+
+def test_answers_are_what_the_document_says(asked: tuple[Any, requests.Session]) -> None:
+    print(f"seed {SEED}")
+    assert ask_all(asked, 6) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_answers_are_what_the_document_says_at_length(asked: tuple[Any, requests.Session]) -> None:
+    print(f"seed {SEED}")
+    assert ask_all(asked, 200) > 1000
