@@ -43,10 +43,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
+            skip_autocommit_rollback=True,
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "llamaflow",
-                "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000",
+                "options": "-c timezone=UTC -c jit=off -c idle_in_transaction_session_timeout=60000",
                 **KEEPALIVE,
             },
         )

@@ -37,7 +37,11 @@ FINAL = ("succeeded", "failed", "cancelled")
 
 def new_id(prefix: str) -> str:
     """A fresh id, such as `ftjob-` + 24 base62 characters (142 bits)."""
-    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(24))
+    number, letters = secrets.randbelow(len(_ALPHABET) ** 24), []
+    for _ in range(24):
+        number, digit = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[digit])
+    return prefix + "".join(letters)
 
 
 class Table(DeclarativeBase):

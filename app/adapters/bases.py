@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from app.errors import ApiError, BadRequest
@@ -21,9 +22,17 @@ def entries(models_file: Path | None) -> dict[str, catalog.Entry]:
         ApiError: `models_file_unreadable`: the operator's file is broken.
     """
     try:
-        return catalog.load(models_file)
+        return _read(models_file, (models_file or catalog.SHIPPED).stat().st_mtime_ns)
+    except OSError as problem:
+        raise ApiError(f"The models file cannot be read: {problem}.", code="models_file_unreadable") from problem
     except StepError as problem:
         raise ApiError(problem.message, code="models_file_unreadable") from problem
+
+
+@lru_cache(maxsize=4)
+def _read(models_file: Path | None, modified: int) -> dict[str, catalog.Entry]:
+    """The file as it was at `modified`: parsing it costs more than the rest of a request's checks."""
+    return catalog.load(models_file)
 
 
 def resolve(model: str, known: dict[str, catalog.Entry]) -> ModelSource:

@@ -114,6 +114,16 @@ async def delete(db: AsyncSession, caller: Caller, file_id: str) -> None:
     await db.flush()
 
 
+def allow_prefix(caller: Caller, settings: Settings, uri: str, *, param: str) -> None:
+    """Let an address that leads into no job's folder pass, or say why not.
+
+    Raises:
+        BadRequest: `invalid_value`, `path_not_allowed`.
+    """
+    prefixes = settings.path_allow if caller.path_allow is None else caller.path_allow
+    paths.allow(uri, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id, param=param)
+
+
 async def allow(db: AsyncSession, caller: Caller, settings: Settings, uri: str, *, param: str) -> str:
     """Let an S3 address that a request names pass, or say why not.
 
@@ -122,8 +132,7 @@ async def allow(db: AsyncSession, caller: Caller, settings: Settings, uri: str, 
     Raises:
         BadRequest: `invalid_value`, `path_not_allowed`.
     """
-    prefixes = settings.path_allow if caller.path_allow is None else caller.path_allow
-    paths.allow(uri, prefixes=prefixes, uploads=settings.files_prefix, project_id=caller.project_id, param=param)
+    allow_prefix(caller, settings, uri, param=param)
     named = paths.jobs_in(uri)
     own = select(func.count()).select_from(Job).where(Job.id.in_(named), Job.project_id == caller.project_id)
     if named and (await db.execute(own)).scalar_one() < len(named):

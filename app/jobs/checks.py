@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.adapters import bases
 from app.auth import Caller
 from app.db import rows
-from app.errors import BadRequest, TooMany, Unavailable
+from app.errors import ApiError, BadRequest, TooMany, Unavailable
 from app.files import paths
 from app.files import service as files
 from app.files.storage import Storage
@@ -41,6 +41,32 @@ class Checked:
 
     base: ModelSource
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A job that nothing but the table has to be asked about: its base, and the uploads it trains on."""
+
+    base: ModelSource
+    files: list[str]
+
+
+def plain(caller: Caller, body: JobCreate, settings: Settings) -> Plain | None:
+    """What is left to ask about a job with uploads for data, a base that is not on S3, and no callback; None for others.
+
+    None too where something is wrong: `at_once` says what, after it was seen whether the request is an old one.
+    """
+    named = sorted({name for name in (body.training_file, body.validation_file) if name is not None})
+    if body.callback_url is not None or not all(name.startswith("file-") for name in named):
+        return None
+    if unsupported(body) is not None or paths.jobs_in(body.output.path):
+        return None
+    try:
+        files.allow_prefix(caller, settings, body.output.path, param="output.path")
+        base = bases.resolve(body.model, bases.entries(settings.models_file))
+    except ApiError:
+        return None
+    return None if base.kind == "s3" else Plain(base, named)
 
 
 async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: Storage, settings: Settings) -> Checked:

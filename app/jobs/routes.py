@@ -36,10 +36,9 @@ async def create_job(
     body: schemas.JobCreate,
     caller: Writer,
     request: Request,
-    response: Response,
     idempotency_key: IdempotencyKey = None,
     retry_count: RetryCount = 0,
-) -> schemas.Job:
+) -> Response:
     """Fine-tune a model on a dataset. Answers at once; follow the job by its events, or wait for the callback."""
     database: Database = request.app.state.database
     settings: Settings = request.app.state.settings
@@ -47,14 +46,13 @@ async def create_job(
     if retry_count == 0 and (plain := checks.plain(caller, body, settings)) is not None:
         job = await service.create_at_once(database, caller, body, plain, key=key, most=settings.max_open_jobs)
         if job is not None:
-            return view.job(job, None, None)
+            return created(view.job(job, None, None))
     async with request.app.state.creating, database.transaction() as db:
         job = await service.earlier(db, caller, body, key=key, retried=retry_count > 0)
         if job is not None:
-            response.headers["idempotent-replayed"] = "true"
-            return (await shown(db, [job]))[0]
+            return created((await shown(db, [job]))[0], replayed=True)
         checked = await checks.at_once(db, caller, body, request.app.state.storage, settings)
-        return view.job(await service.create(db, caller, body, checked, key=key), None, None)
+        return created(view.job(await service.create(db, caller, body, checked, key=key), None, None))
 
 
 @router.get("/jobs", summary="List jobs", response_model=schemas.JobPage)
@@ -111,6 +109,12 @@ async def shown(db: AsyncSession, rows: list[Job]) -> list[schemas.Job]:
     ids = [row.id for row in rows]
     named, runs = await adapters.of_jobs(db, ids), await service.runs(db, ids)
     return [view.job(row, named.get(row.id), runs.get(row.id)) for row in rows]
+
+
+def created(job: schemas.Job, *, replayed: bool = False) -> Response:
+    """The 201 of a job, rendered once; whether it was there before stands in a header."""
+    headers = {"idempotent-replayed": "true"} if replayed else None
+    return Response(job.model_dump_json(), status_code=201, media_type="application/json", headers=headers)
 
 
 def _metadata(request: Request) -> dict[str, str] | None:

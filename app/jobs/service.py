@@ -14,17 +14,21 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
-from app.db import rows
+from app.db import Database, rows
 from app.errors import Conflict, NotFound
 from app.events import service as events
 from app.jobs import lifecycle
-from app.jobs.checks import Checked
+from app.jobs.accept import Guard
+from app.jobs.checks import Checked, Plain
 from app.jobs.schemas import JobCreate
 from app.models import Checkpoint, Job, Run, Stage, new_id
 from app.pages import cut, unknown_cursor
+from finetune.steps import ModelSource
 
 KEY_KEPT = timedelta(hours=24)
 RETRY_WINDOW = timedelta(minutes=10)
+
+_LOCK = "select pg_advisory_xact_lock(hashtextextended(name, 0)) from unnest(%(names)s::text[]) name"
 
 
 def request_hash(body: JobCreate, of: str | None = None) -> str:
@@ -49,7 +53,7 @@ async def earlier(
         Conflict: `idempotency_conflict`: the key came with another body.
     """
     hashed = request_hash(body, of)
-    await _lock(db, *[f"job-key:{caller.project_id}:{key}"] * (key is not None), f"job-body:{caller.key_id}:{hashed}")
+    await rows(db, _LOCK, {"names": _locks(caller, hashed, key)})
     if key is not None:
         return await _by_key(db, caller, key, hashed)
     if not retried:
@@ -62,10 +66,10 @@ async def earlier(
     return (await db.execute(query.order_by(Job.created_at.desc()).limit(1))).scalar_one_or_none()
 
 
-async def _lock(db: AsyncSession, *names: str) -> None:
-    """Take locks to the end of the transaction, in this order."""
-    taken = "select pg_advisory_xact_lock(hashtextextended(name, 0)) from unnest(%(names)s::text[]) name"
-    await rows(db, taken, {"names": list(names)})
+def _locks(caller: Caller, hashed: str, key: str | None) -> list[str]:
+    """The names under which equal requests wait for each other."""
+    by_key = [] if key is None else [f"job-key:{caller.project_id}:{key}"]
+    return [*by_key, f"job-body:{caller.key_id}:{hashed}"]
 
 
 async def _by_key(db: AsyncSession, caller: Caller, key: str, hashed: str) -> Job | None:
@@ -85,13 +89,38 @@ async def create(
     db: AsyncSession, caller: Caller, body: JobCreate, checked: Checked, *, key: str | None, of: str | None = None
 ) -> Job:
     """Accept a checked job: its row, its first events, and word to the workers. of: the job that it retries."""
-    job = Job(
+    job = _made(caller, body, checked.base, key=key, of=of)
+    await lifecycle.created(db, job)
+    for warning in checked.warnings:
+        await events.record(db, job, warning, level="warn")
+    return job
+
+
+async def create_at_once(
+    database: Database, caller: Caller, body: JobCreate, plain: Plain, *, key: str | None, most: int
+) -> Job | None:
+    """Accept a job of which nothing but the table is left to be asked, by one statement.
+
+    Its locks are those of `earlier`, so that an equal request sent again while this one is under way waits and finds it.
+
+    Args:
+        most: Jobs of the caller's key that have not ended must be fewer.
+    Returns:
+        None if that could not be done so: the job was made before, or is to be refused. Nothing was written then.
+    """
+    job = _made(caller, body, plain.base, key=key, of=None)
+    guard = Guard(_locks(caller, job.request_hash, key), plain.files, most)
+    return job if await lifecycle.created_at_once(database, job, guard) else None
+
+
+def _made(caller: Caller, body: JobCreate, base: ModelSource, *, key: str | None, of: str | None) -> Job:
+    return Job(
         id=new_id("ftjob-"),
         project_id=caller.project_id,
         api_key_id=caller.key_id,
         spec=body.spec(),
         model=body.model,
-        base=checked.base.model_dump(mode="json"),
+        base=base.model_dump(mode="json"),
         training_file=body.training_file,
         validation_file=body.validation_file,
         suffix=body.suffix,
@@ -105,10 +134,6 @@ async def create(
         request_hash=request_hash(body, of),
         retry_of=of,
     )
-    await lifecycle.created(db, job)
-    for warning in checked.warnings:
-        await events.record(db, job, warning, level="warn")
-    return job
 
 
 async def find(db: AsyncSession, caller: Caller, job_id: str) -> Job:
