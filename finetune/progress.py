@@ -15,6 +15,9 @@ from typing import Any
 
 READ_LIMIT = 4 * 1024 * 1024
 """Bytes `read_lines` takes at most in one call; what is left comes with the next."""
+LINE_LIMIT = 1 << 20
+"""Bytes of a line; none of ours comes near."""
+PASSED_OVER = {"event": "notice", "message": "A line of progress.jsonl over 1 MiB was passed over"}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -73,7 +76,8 @@ def append(path: Path, event: str, /, **fields: Any) -> None:
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The whole lines that stand in `path` from `offset` on.
 
-    A last line without its newline is left for the next call; a line that is no JSON object is passed over.
+    A last line without its newline is left for the next call; a line that is no JSON object is passed over. In place of one
+    over LINE_LIMIT bytes stands a notice.
 
     Args:
         path: A progress.jsonl; need not be there yet.
@@ -83,14 +87,17 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(READ_LIMIT)
+            file.seek(max(0, offset - 1))
+            before, data = file.read(min(1, offset)), file.read(READ_LIMIT)
     except FileNotFoundError:
         return [], offset
     end = data.rfind(b"\n") + 1
-    if end == 0 and len(data) == READ_LIMIT:
-        return [], offset + len(data)  # one line longer than the limit: no line of ours
-    return [line for line in map(_object, data[:end].split(b"\n")) if line is not None], offset + end
+    if end == 0:
+        return [], offset + (len(data) if len(data) == READ_LIMIT else 0)  # in the middle of a line without end
+    lines = [_object(line) if len(line) <= LINE_LIMIT else PASSED_OVER for line in data[: end - 1].split(b"\n")]
+    if before not in (b"", b"\n"):
+        lines[0] = PASSED_OVER  # the end of such a line
+    return [line for line in lines if line is not None], offset + end
 
 
 def write_report(out: Path, step: str, message: str, data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -70,15 +71,48 @@ def test_a_long_file_comes_in_pieces_and_a_monster_line_is_skipped(
     for step in range(9):
         append(lines, "step", step=step)
     with lines.open("ab") as file:
-        file.write(b"x" * 1000 + b"\n")
+        file.write(b"x" * 1299 + b'\n{"event": "step", "step": 9}\n')
     append(lines, "end", status="succeeded")
     found, offset, last = [], 0, -1
     while offset != last:
         last = offset
         more, offset = read_lines(lines, offset)
         found += more
-    assert [line.get("step") for line in found] == [*range(9), None]
+    assert [line.get("step") or line["event"] for line in found] == ["step", *range(1, 9), "notice", 9, "end"]
     assert offset == lines.stat().st_size
+
+
+def test_the_end_of_a_monster_line_is_not_taken_for_a_line(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "READ_LIMIT", 200)
+    lines.write_bytes(b"x" * 200 + b'{"event": "end", "status": "succeeded"}\n')
+    assert read_lines(lines, 0) == ([], 200)
+    assert [line["event"] for line in read_lines(lines, 200)[0]] == ["notice"]
+
+
+def test_a_line_over_the_limit_is_passed_over_with_a_notice(lines: Path) -> None:
+    append(lines, "step", step=1)
+    append(lines, "step", step=2, text="x" * progress.LINE_LIMIT)
+    append(lines, "step", step=3)
+    found, _ = read_lines(lines)
+    assert [line["event"] for line in found] == ["step", "notice", "step"]
+    assert "over 1 MiB" in found[1]["message"]
+
+
+def test_a_hundred_megabytes_without_a_line_end_take_little_memory(lines: Path) -> None:
+    with lines.open("wb") as file:
+        file.truncate(100 << 20)
+    tracemalloc.start()
+    try:
+        offset, last = 0, -1
+        while offset != last:
+            last = offset
+            found, offset = read_lines(lines, offset)
+            assert found == []
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert offset == 100 << 20
+    assert taken < 3 * progress.READ_LIMIT
 
 
 def test_two_writers_never_mix_their_lines(lines: Path) -> None:
