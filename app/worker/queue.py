@@ -2,6 +2,9 @@
 
 A claim looks at the first few jobs of each project that waits, found through partial indexes (models.py), so that neither
 finished jobs nor a long queue of one project make it slower. Parameters are those of `claim.Claimant`.
+
+Whether a job may be taken stands in a `case`: Postgres then expects it of half of them, and reads an index in order until it
+has enough; it would else expect it of hardly any, and read and sort the whole queue.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from typing import NamedTuple
 PLACES = 4
 """How many jobs of one project may be picked at once, by as many workers, before they get in each other's way."""
 
-LOST_AT_ONCE = 32
+AT_ONCE = 32
+"""Jobs that one claim has in view at most."""
 
 _FREE = """(
     j.worker_id is null
@@ -57,7 +61,7 @@ _LOST = f"""
     union all
     (select 0, j.id, j.priority, 0, j.created_at from jobs j
      where j.status = 'running' and {_FREE} and {_RUN.can}
-     order by j.priority desc, j.created_at, j.id limit {LOST_AT_ONCE})
+     order by j.priority desc, j.created_at, j.id limit {AT_ONCE})
 """  # noqa: S608  made of constants only
 
 
@@ -70,7 +74,7 @@ with recursive waiting(project_id) as (
     select (select min(j.project_id) from jobs j where j.status = '{kind.waiting}' and j.project_id > w.project_id)
     from waiting w where w.project_id is not null
 ),
-candidates as materialized (
+heads as (
     select 1 as later, first.id, first.priority, first.place + held.jobs as place, first.created_at
     from waiting w
     cross join lateral (
@@ -79,12 +83,14 @@ candidates as materialized (
     cross join lateral (
         select j.id, j.priority, j.created_at, row_number() over (order by j.priority desc, j.created_at, j.id) as place
         from jobs j
-        where j.project_id = w.project_id and j.status = '{kind.waiting}' and {_FREE} and {kind.can}
+        where j.project_id = w.project_id and j.status = '{kind.waiting}'
+          and case when {_FREE} and {kind.can} then true else false end
         order by j.priority desc, j.created_at, j.id limit {PLACES}
     ) first
     where w.project_id is not null
     {lost}
 ),
+candidates as materialized (select * from heads order by later, priority desc, place, created_at, id limit {AT_ONCE}),
 picked as (
     select j.id, j.worker_id, {PROFILE} as profile, {MEMORY} as memory
     from candidates c join jobs j on j.id = c.id
