@@ -155,6 +155,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "LLAMAFLOW_STUB_RUN": int(settings.stub_run), "LLAMAFLOW_TASK_ENV": ",".join(settings.task_env),
         "LLAMAFLOW_POLL_SECONDS": settings.poll_seconds, "LLAMAFLOW_LEASE_SECONDS": settings.lease_seconds,
         "LLAMAFLOW_HEARTBEAT_SECONDS": settings.heartbeat_seconds, "LLAMAFLOW_BOOT_ID_FILE": settings.boot_id_file,
+        "LLAMAFLOW_UNSHARED_PROFILES": ",".join(settings.unshared_profiles) or "none",
+        "LLAMAFLOW_TASKS_URL": settings.tasks_url or "", "LLAMAFLOW_NEXTFLOW": settings.nextflow or "",
+        "LLAMAFLOW_WORKER_SLOTS": settings.worker_slots,
         "LLAMAFLOW_WEBHOOK_ALLOW": ",".join(settings.webhook_allow), "LLAMAFLOW_LOG_FORMAT": "console",
     }  # fmt: skip
     keys = {"AWS_ACCESS_KEY_ID": settings.s3_access_key, "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key}
