@@ -65,7 +65,7 @@ async def assess(context: Context, hand: Hand) -> Situation | None:
         FenceLost: Somebody else owns the job now.
     """
     situation = await insist(lambda: _assess(context, hand))
-    if isinstance(situation, Follow) and not await asyncio.to_thread(_was_started, situation.run):
+    if isinstance(situation, Follow) and not await asyncio.to_thread(was_started, situation.run):
         await settle.close_run(context, hand, situation.run, None, None)
         return await insist(lambda: _assess(context, hand))
     return situation
@@ -98,8 +98,10 @@ async def _is_hopeless(db: AsyncSession, hand: Hand, job: Job, run: Run | None) 
     return True
 
 
-def _was_started(run: Run) -> bool:
-    """Whether a run's process was started; if not, it never will be: its worker died before that."""
+def was_started(run: Run) -> bool:
+    """Whether a run's process was started; if not, it never will be, not even by a worker that wakes up again."""
+    if run.finished_at is not None:
+        return True
     return process.handle(Path(run.folder)) is not None or not _give_up(Path(run.folder))
 
 

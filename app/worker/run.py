@@ -20,6 +20,7 @@ from app.nextflow.progress import FINE_TUNE, Cursor
 from app.worker import adopt, record, remote, settle, wishes
 from app.worker import folder as folders
 from app.worker.adopt import Cancel, Follow, Launch, Pause
+from app.worker.capacity import HOST_BOUND
 from app.worker.context import Context, Hand
 from app.worker.evidence import PAUSED, judge
 from app.worker.folder import JobFolder
@@ -32,6 +33,9 @@ TICK_SECONDS = 0.25
 STOP_GRACE_SECONDS = 10.0
 SAVE_SECONDS = 40.0
 """What a training gets to end its step and save, before it is ended by signals."""
+
+ELSEWHERE_SECONDS = 45.0
+"""What a Nextflow of a machine that does not answer gets to end, before it counts as dead with it."""
 
 HALT_SECONDS = SAVE_SECONDS + 2 * STOP_GRACE_SECONDS
 LOST = "The pipeline was lost; it is started again from what it had done."
@@ -76,6 +80,7 @@ async def _launch(context: Context, hand: Hand, situation: Launch) -> None:
 async def _cancel(context: Context, hand: Hand, situation: Cancel) -> None:
     """Nothing of the job may run when it is called cancelled."""
     if situation.run is not None:
+        await asyncio.to_thread(adopt.was_started, situation.run)  # if not, it never will be
         await stop(context, hand, situation.run, STOP_GRACE_SECONDS)
     await settle.cancel(context, hand, situation.job, situation.run)
     log.info("cancelled", job=hand.job_id)
@@ -98,7 +103,7 @@ async def _follow(context: Context, hand: Hand, situation: Follow) -> None:
             await _look(context, hand, run, over=True)
             await _settle(context, hand, situation.job, run)
             return
-        await _obey(context, hand, run, wished)
+        await obey(context, hand, run, wished)
         await hand.rest(TICK_SECONDS)
 
 
@@ -109,18 +114,25 @@ async def _look(context: Context, hand: Hand, run: Run, *, over: bool = False) -
     await record.catch_up(context.database, folder, run, hand.fence, over=over)
 
 
-async def _obey(context: Context, hand: Hand, run: Run, wished: Wishes) -> None:
+async def obey(context: Context, hand: Hand, run: Run, wished: Wishes) -> None:
     """Have a run stop that is wished to: a training saves first, as long as it may take; anything else is ended at once."""
     folder = folders.of(context.settings, hand.job_id)
     asked = await asyncio.to_thread(folders.is_asked, folder)
     if not wished.stop:
         if asked:
             await asyncio.to_thread(folders.unask, folder)
-    elif _is_training(run) and not wished.late:
-        if not asked:
-            await asyncio.to_thread(folders.ask_trainer, folder, "pause")
-    else:
+    elif not _is_training(run) or wished.late or not (asked or await _ask(folder)):
         await stop(context, hand, run, 2 * STOP_GRACE_SECONDS)
+
+
+async def _ask(folder: JobFolder) -> bool:
+    """Ask the training to save and end; False if the wish cannot be left, as on a full disk."""
+    try:
+        await asyncio.to_thread(folders.ask_trainer, folder, "pause")
+    except OSError as problem:
+        log.warning("not_asked", folder=str(folder.root), error=str(problem))
+        return False
+    return True
 
 
 def _is_training(run: Run) -> bool:
@@ -133,6 +145,8 @@ async def _is_over(context: Context, hand: Hand, run: Run) -> bool:
     if handle is not None and process.is_alive(handle, context.me.here):
         return False
     if handle is not None and not process.is_reachable(handle, context.me.here):
+        if run.profile not in HOST_BOUND and run.host != context.me.host:
+            await asyncio.to_thread(process.end_elsewhere, Path(run.folder), ELSEWHERE_SECONDS)
         return True  # the machine was restarted, or its lease has long run out elsewhere
     if process.head(Path(run.folder)) is not None:  # its shim was killed: nobody would write down how it ends
         await asyncio.to_thread(process.stop_head, Path(run.folder), STOP_GRACE_SECONDS)
@@ -144,7 +158,7 @@ async def _settle(context: Context, hand: Hand, job: Job, run: Run) -> None:
     verdict = await asyncio.to_thread(judge, Path(run.folder), ended)
     log.info("run_ended", job=hand.job_id, run=run.id, outcome=verdict.outcome, error=verdict.error)
     wished = await insist(lambda: wishes.of(context, hand, run))
-    stopped = verdict.error is None or (wished.stop and ended is not None and ended.asked)
+    stopped = verdict.error is None or (wished.stop and (ended is None or ended.asked))
     if verdict.outcome == "succeeded" and ended is not None:
         await settle.succeed(context, hand, job, run, ended)
     elif not stopped and verdict.error is not None:

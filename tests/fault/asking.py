@@ -36,7 +36,7 @@ class Asks:
         assert answer.status_code in (200, 201), answer.text
         return str(answer.json()["status"])
 
-    async def becomes(self, job_id: str, *wanted: str, seconds: float = 60.0) -> Job:
+    async def becomes(self, job_id: str, *wanted: str, seconds: float = 120.0) -> Job:
         """The job, once it has one of these statuses."""
 
         async def there() -> Job | None:
@@ -46,7 +46,7 @@ class Asks:
         found: Job = await until(there, seconds)
         return found
 
-    async def steps(self, job_id: str, least: int, seconds: float = 60.0) -> None:
+    async def steps(self, job_id: str, least: int, seconds: float = 120.0) -> None:
         """Wait until the training has told so many steps."""
 
         async def there() -> bool:

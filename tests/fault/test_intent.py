@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.models import Run
+from app.models import Run, Stage
 from app.nextflow import process
 from app.worker import folder
 from app.worker.launch import label
@@ -71,6 +71,7 @@ async def test_paused_in_the_middle_of_a_training_it_goes_on_where_it_was(
     order = ["Pause requested", "Fine-tuning job paused", "Fine-tuning job resumed, moving job to queued state", again]
     assert [message for message in told if message in order] == order
     assert [(run.attempt, run.finished_at is not None) for run in await stored.rows(Run)] == [(1, True), (2, True)]
+    assert {stage.status for stage in await stored.rows(Stage)} == {"succeeded", "cached", "aborted"}
 
 
 async def test_a_cancel_that_races_the_completion_leaves_all_or_nothing(
@@ -174,7 +175,6 @@ async def test_a_worker_killed_while_a_pause_is_under_way_leaves_it_to_the_next(
     stub_tasks(seconds="10")
     first, job_id = workers(), await begin(stored, receiver)
     await asks.steps(job_id, 2)
-    first.send_signal(signal.SIGSTOP)
     await asks.status(job_id, "pause")
     kill(first.pid)
     await asyncio.to_thread(first.wait)
@@ -238,12 +238,16 @@ async def test_a_training_that_ran_too_long_fails_and_its_retry_goes_on_from_its
             "max_runtime_exceeded",
             "execution.max_runtime_seconds",
         )
-        saved = (await last(stored, job_id, "checkpoint"))["step"]
-        assert 1 <= saved < 10
-        new_id = (await asks(job_id, "retry")).json()["id"]
-        await audit(stored, new_id)
-    assert (await last(stored, new_id, "start"))["resumed_from"] == saved
-    assert steps(stored, new_id) == ONCE
-    told = await stored.messages(new_id)
-    assert f"Training goes on from step {saved} of 10" in told
+        saved = [(await last(stored, job_id, "checkpoint"))["step"]]
+        chain = [job_id]
+        while (await stored.get(chain[-1])).status == "failed":
+            chain.append((await asks(chain[-1], "retry")).json()["id"])
+            await audit(stored, chain[-1], ends=("failed", "succeeded"))
+            saved.append((await last(stored, chain[-1], "checkpoint"))["step"])
+            assert saved[-1] > saved[-2]
+    assert 1 <= saved[0] < saved[-1] == 10
+    assert (await last(stored, chain[1], "start"))["resumed_from"] == saved[0]
+    assert steps(stored, chain[-1]) == ONCE
+    told = await stored.messages(chain[1])
+    assert f"Training goes on from step {saved[0]} of 10" in told
     assert [message for message in told if message.startswith("Step 1/10")] == []

@@ -15,7 +15,7 @@ from tests.fault.asking import MODEL, Asks, asking, project
 from tests.fault.audit import audit
 from tests.fault.scene import Behave
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 JOBS = 14
 AT_ONCE = 2

@@ -17,7 +17,7 @@ from tests.fault.asking import Asks, asking, project
 from tests.fault.audit import audit, lines_of
 from tests.finetune.train.conftest import QUIET, build_base, chat
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TOTAL = 240
 BODY: dict[str, Any] = {

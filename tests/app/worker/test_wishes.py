@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from app.models import AdapterVersion, Job, Run, Stage, new_id
+from app.nextflow import process
 from app.nextflow.progress import Cursor
 from app.worker import claim, folder, settle, wishes
 from app.worker.context import Context, Hand
+from app.worker.launch import label
+from app.worker.run import carry, obey
 from app.worker.validate import validate
 from app.worker.wishes import Wishes
 from tests.app.worker.services import World
@@ -153,3 +159,23 @@ async def test_paused_while_its_files_are_checked_it_is_never_queued_for_anybody
     await validate(stored.database, stored.settings, claim.Claim(job_id, 0, None))
     job = await stored.get(job_id)
     assert (job.status, job.worker_id, bool(job.training_objects)) == ("paused", None, True)
+
+
+async def test_a_cancelled_run_that_was_never_started_never_will_be(stored: World) -> None:
+    """Whoever was about to start it may only be asleep."""
+    context, hand, run = await finished(stored)
+    await ask(stored, hand.job_id, cancel_requested_at=START)
+    await carry(context, hand)
+    assert (await stored.get(hand.job_id)).status == "cancelled"
+    assert json.loads((Path(run.folder) / "handle.json").read_text()) == {"given_up": True}
+    assert (process.members(label(hand.job_id)), stored.keys(f"model/{hand.job_id}/")) == ([], [])
+
+
+async def test_where_no_wish_can_be_left_the_run_is_ended_at_once(stored: World) -> None:
+    """The disk is full, or the folder is gone."""
+    context, hand, run = await finished(stored)
+    run.cursor = Cursor(running={"ff/1": "FINE_TUNE"}).as_json()
+    task = await asyncio.create_subprocess_exec("sleep", "60", env={"LLAMAFLOW_RUN": hand.job_id})
+    assert not folder.of(stored.settings, hand.job_id).train.exists()
+    await obey(context, hand, run, Wishes(pause=True))
+    assert await task.wait() == -signal.SIGTERM

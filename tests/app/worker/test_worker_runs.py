@@ -116,4 +116,4 @@ async def test_a_halted_worker_ends_the_run_and_the_next_goes_on_where_it_was(
     assert job.status == "succeeded"
     assert [line["step"] for line in lines(stored, job_id) if line["event"] == "step"] == list(range(1, 11))
     assert [run.attempt for run in await stored.rows(Run)] == [1, 2]
-    assert {stage.status for stage in await stored.rows(Stage)} == {"succeeded", "cached", "failed"}
+    assert {stage.status for stage in await stored.rows(Stage)} == {"succeeded", "cached", "aborted"}
