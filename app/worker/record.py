@@ -26,9 +26,12 @@ from app.nextflow.progress import FINE_TUNE, PREPARE_DATA, Began, Cursor, Ended,
 from app.worker import training
 from app.worker.folder import JobFolder
 from app.worker.outage import insist
+from finetune.exit_codes import BY_NAME
 from finetune.steps import Resolved
 
 STATUS = {"COMPLETED": "succeeded", "CACHED": "cached", "FAILED": "failed", "ABORTED": "aborted"}
+STOPPED = {BY_NAME[name].status for name in ("paused", "interrupted")}
+"""Exit statuses of tasks that ended as they were asked to: they have not failed."""
 
 
 async def catch_up(database: Database, folder: JobFolder, run: Run, fence: int, *, over: bool = False) -> None:
@@ -105,7 +108,7 @@ async def _began(db: AsyncSession, job: Job, run: Run, task: Began) -> None:
 async def _ended(db: AsyncSession, job: Job, run: Run, ended: Ended) -> None:
     row = ended.row
     stage = await _stage(db, run, row.task_hash, row.process)
-    stage.status = STATUS.get(row.status, "aborted")
+    stage.status = "aborted" if row.exit in STOPPED else STATUS.get(row.status, "aborted")
     stage.exit_status, stage.attempt, stage.workdir = row.exit, row.attempt, row.workdir
     stage.peak_rss_bytes = row.peak_rss
     stage.submitted_at, stage.finished_at = _time(row.submit) or stage.submitted_at, _time(row.complete)
