@@ -58,9 +58,9 @@ class Service:
         )
         self._far, self._near = httpx.Client(timeout=timeout), httpx.Client(timeout=timeout, trust_env=False)
 
-    def lease(self, train_key: str) -> Lease:
-        """Become or stay the one who trains."""
-        answer = self._call("PUT", "/lease", {"train_key": train_key, "holder": self._holder})
+    def lease(self, train_key: str, *, renew: bool) -> Lease:
+        """Become the one who trains, or (renew) stay it."""
+        answer = self._call("PUT", "/lease", {"train_key": train_key, "holder": self._holder, "renew": renew})
         return Lease(answer["held"], answer["seconds"], answer["intent"])
 
     def release(self) -> None:

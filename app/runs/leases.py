@@ -13,7 +13,9 @@ from app.errors import Conflict
 from app.models import TrainLease
 
 
-async def take(db: AsyncSession, job_id: str, train_key: str, holder: str, seconds: float) -> bool:
+async def take(
+    db: AsyncSession, job_id: str, train_key: str, holder: str, seconds: float, *, renew: bool = False
+) -> bool:
     """Become or stay the one who trains a job.
 
     Args:
@@ -22,13 +24,16 @@ async def take(db: AsyncSession, job_id: str, train_key: str, holder: str, secon
         train_key: What is trained.
         holder: The asker: a process, by a name of its own.
         seconds: From now.
+        renew: The asker trains already: it must not begin anew where another one has trained meanwhile.
     Returns:
-        False while another holder's lease runs.
+        False while another holder's lease runs; to a renewal also when another one had it since.
     """
     await db.execute(text("select pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": f"train:{job_id}"})
     of_job, foreign = TrainLease.job_id == job_id, TrainLease.holder != holder
     alive = select(TrainLease.holder).where(of_job, foreign, TrainLease.lease_until > func.clock_timestamp())
     if (await db.execute(alive)).first() is not None:
+        return False
+    if renew and (await db.execute(select(TrainLease.holder).where(of_job, ~foreign))).first() is None:
         return False
     await db.execute(delete(TrainLease).where(of_job, foreign | (TrainLease.train_key != train_key)))
     until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)

@@ -61,7 +61,7 @@ async def take_lease(
     """Become or stay the one who trains. The heartbeat of a training: it renews the token, and brings what is asked of it."""
     settings: Settings = request.app.state.settings
     seconds = settings.train_lease_seconds
-    ours = await leases.take(db, held.job.id, body.train_key, body.holder, seconds)
+    ours = await leases.take(db, held.job.id, body.train_key, body.holder, seconds, renew=body.renew)
     await tokens.renew(db, held.token.run_id, settings.run_token_seconds)
     return schemas.Lease.model_validate({"held": ours, "seconds": seconds, "intent": held.token.intent})
 

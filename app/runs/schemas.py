@@ -22,6 +22,7 @@ class Take(Strict):
 
     train_key: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     holder: Holder
+    renew: bool = False
 
 
 class Release(Strict):

@@ -120,7 +120,7 @@ class RemoteFolder(TrainFolder):
 
     def _wait_for_lease(self) -> None:
         told = False
-        while not self._patiently(lambda: self._service.lease(self._key)).held:
+        while not self._patiently(lambda: self._service.lease(self._key, renew=False)).held:
             if not told:
                 print("Another process trains this job; waiting for it.", flush=True)
             told = True
@@ -130,7 +130,7 @@ class RemoteFolder(TrainFolder):
         pause = BEAT_SECONDS
         while not self._stopped.wait(pause):
             try:
-                lease = self._service.lease(self._key)
+                lease = self._service.lease(self._key, renew=True)
                 if not lease.held:
                     raise StepError("ownership_lost")
                 self._intent = lease.intent

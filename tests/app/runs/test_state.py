@@ -52,6 +52,10 @@ async def test_who_was_silent_too_long_is_followed_by_another_and_writes_nothing
     ]
     assert {code(answer) for answer in refused} == {(409, "lease_lost")}
     assert not task.take()
+    task.ask("POST", "/lease/release", {}, holder=OTHER)
+    renewal = task.ask("PUT", "/lease", {"train_key": KEY, "renew": True})
+    assert renewal.json()["held"] is False  # another one has trained meanwhile
+    assert task.take()
 
 
 async def test_lines_sent_twice_are_there_once_and_gaps_are_refused(task: Task, db: Database) -> None:
