@@ -29,7 +29,19 @@ from app.embedded import engine, folder, part, s3
 from app.embedded.environment import for_part
 from app.embedded.part import Part, PartError
 from app.embedded.postgres import start_postgres
-from app.embedded.watch import TITLES, Hurry, Stop, Watched, finish, leave_time, on_signals, say, tend
+from app.embedded.watch import (
+    TITLES,
+    Hurry,
+    Stop,
+    Watched,
+    farewell,
+    finish,
+    leave_time,
+    left_running,
+    on_signals,
+    say,
+    tend,
+)
 from app.nextflow import install
 from app.nextflow.jars import InstallError
 from app.settings import Settings
@@ -75,7 +87,7 @@ def main(settings: Settings) -> int:
     Returns:
         0 after a signal; 1 if it could not start, with a sentence on stderr.
     """
-    hurry = on_signals()
+    hurry, service = on_signals(), None
     state = folder.prepare(settings.state_dir)
     try:
         with _only_one(state):
@@ -88,7 +100,7 @@ def main(settings: Settings) -> int:
                 (state / "up.json").unlink(missing_ok=True)
                 _stop(service, hurry)
     except (Stop, KeyboardInterrupt):
-        say("Stopped. Nothing is left running.")
+        say(farewell(left_running(service.settings.runs) if service else {}))
         return 0
     except (PartError, InstallError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -8,9 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from app.embedded.part import Part, PartError
+from app.nextflow import process
+from app.nextflow.command import LABEL
 
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
@@ -104,6 +107,20 @@ def finish(each: Part, grace: float, hurry: Hurry) -> None:
         if each.alive:
             say(f"{TITLES[each.name]} did not end in time and was killed. Log: {each.log}")
     each.kill()
+
+
+def left_running(runs: Path) -> dict[str, list[int]]:
+    """What a worker that was killed has left: job → pids of what works below this folder."""
+    found = process.labelled(LABEL, runs) if runs.is_dir() else {}
+    return {job: sorted(each.pid for each in processes) for job, processes in found.items()}
+
+
+def farewell(left: dict[str, list[int]]) -> str:
+    """The last line: what still runs, if anything does."""
+    if not left:
+        return "Stopped. Nothing is left running."
+    jobs = "; ".join(f"{job} (pids {' '.join(map(str, pids))})" for job, pids in sorted(left.items()))
+    return f"Stopped, but the pipeline of a job goes on by itself: {jobs}. The next start takes it over, or end it with kill."
 
 
 def say(line: str) -> None:

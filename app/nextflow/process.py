@@ -48,7 +48,7 @@ class Handle:
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """How a child ended. status: its exit status, negative for a signal, None if it never started. asked: by a signal."""
+    """How a child ended. status: its exit status, negative for a signal, None if it never started. asked: by a signal, or by the loss of its worker."""
 
     status: int | None
     asked: bool
@@ -150,7 +150,22 @@ def stop_head(folder: Path, grace: float) -> None:
 def exit_record(folder: Path) -> ExitRecord | None:
     """How the child ended; None while it runs, and for ever if its shim was killed."""
     made = _read(folder / "exit.json")
-    return ExitRecord(made["status"], bool(made.get("asked")), made.get("error")) if made else None
+    if not made:
+        return None
+    return ExitRecord(made["status"], bool(made.get("asked") or made.get("lost")), made.get("error"))
+
+
+def end_elsewhere(folder: Path, patience: float) -> bool:
+    """Have a launch end that another machine may still run, on a disk shared with it.
+
+    Args:
+        folder: Its folder.
+        patience: Seconds to wait for its exit record; a machine that is dead writes none.
+    Returns:
+        Whether it was seen to end.
+    """
+    shim.write_once(folder / "end", {"pid_namespace": namespace()})
+    return _wait(lambda: exit_record(folder) is not None, patience)
 
 
 def stop(handle: Handle, here: Here, grace: float) -> None:

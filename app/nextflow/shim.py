@@ -1,7 +1,8 @@
 """The parent of one Nextflow: `python -I -S shim.py ORDER.json`. Lives on when the worker dies, and writes down how the child ended.
 
 Standard library only, for it starts alone. Its folder holds `handle.json` (who it is; made once, so of two launches in one
-folder only one starts), `head.json` (the child) and at the end `exit.json`. Touches no other file.
+folder only one starts), `head.json` (the child) and at the end `exit.json`. Touches no other file, and ends when somebody puts `end`
+there: a worker of another machine, which shares the disk, goes on with the run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from types import FrameType
 from typing import Any
 
 PATROL_SECONDS = 5.0
-TERM_GRACE_SECONDS = 30.0
+TERM_GRACE_SECONDS = 25.0
+"""Twice this and a patrol stay below the minute that lies between the end of a silent worker's run and its takeover elsewhere."""
 
 
 def started_at(pid: int) -> str | None:
@@ -97,7 +99,7 @@ def _run(order: dict[str, Any], folder: Path, running: int) -> None:
         child = subprocess.Popen(order["argv"], cwd=order["cwd"], stdin=subprocess.DEVNULL, stdout=out, stderr=err)
     write_once(folder / "head.json", {"pid": child.pid, "started": started_at(child.pid)})
     os.close(running)
-    patrol, forwarded, lost = Patrol(Path(order["lease"])), 0, False
+    patrol, forwarded, lost = Patrol(Path(order["lease"]), folder / "end"), 0, False
     while child.poll() is None:
         select.select([wake], [], [], PATROL_SECONDS)
         _drain(wake)
@@ -144,15 +146,19 @@ class Patrol:
 
     Args:
         lease: Holds `{"others": whether another worker host lived, "end_after": seconds}` as of the last touch.
+        end: Is there when the run is another's.
     """
 
-    def __init__(self, lease: Path) -> None:
+    def __init__(self, lease: Path, end: Path) -> None:
         self._lease = lease
+        self._end = end
         self._touched = 0.0
         self._seen = time.monotonic()  # the machine's wall clock may jump
 
     def must_end(self) -> bool:
-        """Whether the worker was silent so long that another host may take over; never when there was no other host."""
+        """Whether another host has taken over, or may since the worker was silent for long; never when there was no other host."""
+        if self._end.exists():
+            return True
         try:
             said = json.loads(self._lease.read_text(encoding="utf-8"))
             touched = self._lease.stat().st_mtime

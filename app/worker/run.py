@@ -7,6 +7,7 @@ A loop of three questions: what is the job's state (adopt.py), what happens whil
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from pathlib import Path
 
@@ -38,6 +39,7 @@ ELSEWHERE_SECONDS = 45.0
 """What a Nextflow of a machine that does not answer gets to end, before it counts as dead with it."""
 
 HALT_SECONDS = SAVE_SECONDS + 2 * STOP_GRACE_SECONDS
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOST = "The pipeline was lost; it is started again from what it had done."
 
 log = structlog.get_logger("worker.run")
@@ -70,7 +72,7 @@ async def _launch(context: Context, hand: Hand, situation: Launch) -> None:
     try:
         run = await launch(context, hand, situation.job, situation.previous)
     except OSError as problem:
-        name = "disk_full" if problem.errno in (28, 122) else "internal_error"
+        name = "disk_full" if problem.errno in FULL else "internal_error"
         error = StepError(name, f"The run could not be started: {problem}.").as_error()
         await settle.fail(context, hand, None, error)
         return

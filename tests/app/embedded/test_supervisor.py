@@ -119,3 +119,20 @@ def test_after_kill_9_of_it_the_next_start_has_all_and_nothing_is_left_running(t
     wait(lambda: belonging(tmp_path) == [])
     assert list((tmp_path / "pids").iterdir()) == []
     assert not (tmp_path / "up.json").exists()
+
+
+def test_what_a_killed_worker_has_left_is_named_at_the_end(tmp_path: Path) -> None:
+    running = start(settings(tmp_path), NO_ENGINE)
+    work = tmp_path / "runs" / "ftjob-left"
+    work.mkdir(parents=True)
+    left = subprocess.Popen(["/bin/sleep", "60"], env={"LLAMAFLOW_RUN": "ftjob-left"}, cwd=work)
+    other = subprocess.Popen(["/bin/sleep", "60"], env={"LLAMAFLOW_RUN": "ftjob-of-another-service"})
+    try:
+        running.stop()
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait()
+    said = (tmp_path / "logs" / "up.log").read_text()
+    assert f"Stopped, but the pipeline of a job goes on by itself: ftjob-left (pids {left.pid})" in said
+    assert "ftjob-of-another-service" not in said

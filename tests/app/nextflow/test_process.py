@@ -141,7 +141,7 @@ def test_a_program_that_cannot_be_started_is_recorded(tmp_path: Path) -> None:
 def test_a_silent_worker_ends_its_run_where_another_host_lives(tmp_path: Path) -> None:
     lease = tmp_path / "lease"
     lease.write_text(json.dumps({"others": True, "end_after": 0.2}))
-    patrol = shim.Patrol(lease)
+    patrol = shim.Patrol(lease, tmp_path / "end")
     assert not patrol.must_end()
     until(patrol.must_end)
     os.utime(lease)
@@ -150,7 +150,22 @@ def test_a_silent_worker_ends_its_run_where_another_host_lives(tmp_path: Path) -
 
 def test_a_silent_worker_ends_nothing_where_it_was_the_only_host(tmp_path: Path) -> None:
     lease = tmp_path / "lease"
-    patrol = shim.Patrol(lease)
+    patrol = shim.Patrol(lease, tmp_path / "end")
     assert not patrol.must_end()
     lease.write_text(json.dumps({"others": False, "end_after": -1.0}))
     assert not patrol.must_end()
+
+
+def test_a_run_that_another_machine_took_over_ends_and_counts_as_asked_to(tmp_path: Path, label: str) -> None:
+    handle = start(tmp_path, "exec sleep 60", label)
+    assert process.end_elsewhere(tmp_path, 30)
+    record = process.exit_record(tmp_path)
+    assert record is not None
+    assert (record.status, record.asked) == (-signal.SIGTERM, True)
+    process.reap(label, 0)
+    until(lambda: not process.is_alive(handle, HERE))
+
+
+def test_one_that_a_dead_machine_ran_is_not_waited_for_longer_than_told(tmp_path: Path) -> None:
+    assert not process.end_elsewhere(tmp_path, 0.2)
+    assert (tmp_path / "end").exists()
