@@ -46,6 +46,8 @@ async def launch(context: Context, hand: Hand, job: Job, previous: Run | None) -
     """
     folder = folders.of(context.settings, job.id)
     await asyncio.to_thread(folders.prepare, folder, context.settings, job)
+    if previous is None:
+        await remote.seed(context, hand, folder, job)
     planned = _plan(context, hand, job, previous, folder)
     run = await insist(lambda: _insert(context, hand, planned))
     await remote.grant(context, hand, folder, run)
@@ -64,7 +66,7 @@ def _plan(context: Context, hand: Hand, job: Job, previous: Run | None, folder: 
         job_id=job.id,
         attempt=attempt,
         fence=hand.fence,
-        profile=str(job.spec.get("execution", {}).get("profile", "local")),
+        profile=remote.profile_of(job),
         session_uuid=previous.session_uuid if previous and same else str(uuid.uuid4()),
         folder=str(folder.run(attempt)),
         host=context.me.host,

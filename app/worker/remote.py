@@ -10,19 +10,32 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import structlog
+from pydantic import ValidationError
 
+from app.files.storage import connect
 from app.jobs import lifecycle
 from app.jobs.service import output_prefix
 from app.models import Job, Run
 from app.runs import lines, tokens
 from app.settings import Settings
 from app.worker import folder as folders
+from app.worker import objects
 from app.worker.context import Context, Hand
 from app.worker.folder import JobFolder
 from app.worker.outage import insist
-from finetune.mirror import PREFIX
+from app.worker.seed import CHECKPOINT, PROGRESS, history
+from finetune.exit_codes import StepError
+from finetune.mirror import PREFIX, RECORD, Mirror, step_of
+from finetune.progress import write_atomic
+from finetune.s3 import errors, split
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+else:
+    S3Client = Any
 
 log = structlog.get_logger("worker.remote")
 
@@ -30,6 +43,11 @@ log = structlog.get_logger("worker.remote")
 def is_remote(settings: Settings, profile: str) -> bool:
     """Whether tasks of a profile do not see the runs folder."""
     return profile in settings.unshared_profiles
+
+
+def profile_of(job: Job) -> str:
+    """Where a job runs."""
+    return str(job.spec.get("execution", {}).get("profile", "local"))
 
 
 def mirror_prefix(job: Job) -> str:
@@ -56,6 +74,69 @@ async def grant(context: Context, hand: Hand, folder: JobFolder, run: Run) -> No
     await asyncio.to_thread(folders.write_private, folder.access, json.dumps(access) + "\n")
 
 
+async def seed(context: Context, hand: Hand, folder: JobFolder, job: Job) -> None:
+    """Give a job that retries another one the old training's last checkpoint and the history up to it, if its mirror is still there.
+
+    Whether that fits is decided by the training, by its key. May be broken off and done again.
+    """
+    if job.retry_of is None or not is_remote(context.settings, profile_of(job)):
+        return
+    old, told = await insist(lambda: _of_old(context, job))
+    if old is None:
+        return
+    try:
+        copying = mirror_prefix(old), mirror_prefix(job)
+        step = await asyncio.to_thread(_copy_checkpoint, connect(context.settings), *copying)
+    except StepError as problem:
+        log.warning("not_seeded", job=job.id, error=problem.message)
+        return
+    if step is None:
+        return
+    content = history((json.loads(line) for line in told.splitlines()), folder.train, step).encode()
+    await asyncio.to_thread(write_atomic, folder.train / PROGRESS, content)
+
+    async def once() -> None:
+        async with context.database.transaction() as db:
+            await lifecycle.lock(db, hand.job_id, fence=hand.fence)
+            await lines.append(db, job.id, 0, content)
+
+    await insist(once)
+
+
+async def _of_old(context: Context, job: Job) -> tuple[Job | None, bytes]:
+    """The job that is retried and what its training told; None once the new one has lines of its own."""
+    told, piece = b"", b"-"
+    async with context.database.transaction() as db:
+        if await lines.ending(db, job.id):
+            return None, b""
+        while piece := await lines.read(db, str(job.retry_of), len(told)):
+            told += piece
+        return await db.get_one(Job, job.retry_of), told
+
+
+def _copy_checkpoint(s3: S3Client, old: str, new: str) -> int | None:
+    """Bring the newest checkpoint of one mirror into another one, record last; its step, None if there is none. Blocking."""
+    try:
+        record = Mirror.model_validate_json(objects.read(s3, old + RECORD))
+    except (StepError, ValidationError) as problem:
+        if isinstance(problem, StepError) and problem.code.name != "file_not_found":
+            raise
+        return None
+    checkpoints = record.folders(CHECKPOINT)
+    newest = max(checkpoints, key=step_of, default=None)
+    if newest is None:
+        return None
+    (from_bucket, from_key), (to_bucket, to_key) = split(old), split(new)
+    for sha256 in {entry.sha256 for entry in checkpoints[newest]}:
+        source = f"{from_bucket}/{from_key}{sha256}"
+        with errors(old + sha256):
+            s3.copy_object(Bucket=to_bucket, Key=to_key + sha256, CopySource=source)
+    copied = Mirror(train_key=record.train_key, files=checkpoints[newest])
+    with errors(new + RECORD):
+        s3.put_object(Bucket=to_bucket, Key=to_key + RECORD, Body=copied.text().encode())
+    return step_of(newest)
+
+
 async def exchange(context: Context, folder: JobFolder, run: Run) -> None:
     """Bring what a run's training told, pass on what is asked of it, and keep its token alive. Nothing where the disk is shared."""
     if not is_remote(context.settings, run.profile):
@@ -65,7 +146,7 @@ async def exchange(context: Context, folder: JobFolder, run: Run) -> None:
 
 
 async def _exchange(context: Context, folder: JobFolder, run: Run) -> bool:
-    progress = folder.train / "progress.jsonl"
+    progress = folder.train / PROGRESS
     start, asked = await asyncio.to_thread(lambda: (_size(progress), folders.is_asked(folder)))
     async with context.database.transaction() as db:
         content = await lines.read(db, run.job_id, start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def seed(old: Path, new: Path) -> int | None:
     shutil.copytree(checkpoint, beside, copy_function=_link)
     shutil.rmtree(new / checkpoint.name, ignore_errors=True)
     beside.rename(new / checkpoint.name)
-    write_atomic(new / PROGRESS, "".join(json.dumps(line) + "\n" for line in _history(old, new, step)))
+    write_atomic(new / PROGRESS, history(_told(old), new, step))
     write_atomic(new / KEY, (old / KEY).read_bytes())
     return step
 
@@ -47,14 +48,17 @@ def _step(path: Path) -> int | None:
     return int(digits) if digits.isdecimal() and (path / STATE).is_file() else None
 
 
-def _history(old: Path, new: Path, step: int) -> list[dict[str, Any]]:
-    """What the old training told up to the checkpoint, without the time it took."""
-    found, offset, before = [], 0, -1
+def history(lines: Iterable[dict[str, Any]], new: Path, step: int) -> str:
+    """What the old training told up to the checkpoint, without the time it took: the new one's first lines."""
+    return "".join(json.dumps(_stripped(line, new)) + "\n" for line in lines if _counts(line, step))
+
+
+def _told(old: Path) -> Iterator[dict[str, Any]]:
+    offset, before = 0, -1
     while offset != before:
         before = offset
         lines, offset = read_lines(old / PROGRESS, offset)
-        found += [_stripped(line, new) for line in lines if _counts(line, step)]
-    return found
+        yield from lines
 
 
 def _counts(line: dict[str, Any], step: int) -> bool:

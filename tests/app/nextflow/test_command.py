@@ -55,6 +55,12 @@ def test_parameters_hold_only_what_the_service_made() -> None:
     assert json.loads(command.parameters(FIRST)) == {"run_label": "ftjob-abc", "steps": "/srv/runs/ftjob-abc/steps"}
 
 
+def test_where_no_disk_is_shared_they_name_the_file_that_leads_to_the_service() -> None:
+    apart = replace(FIRST, access=FOLDER / "access.json")
+    assert json.loads(command.parameters(apart))["access"] == "/srv/runs/ftjob-abc/access.json"
+    assert build(apart) == build(FIRST)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"job": "a b"}, {"job": "$(id)"}, {"profile": "../x"}, {"session": "last"}, {"job": ""}]
 )

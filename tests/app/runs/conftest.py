@@ -74,7 +74,7 @@ async def tasks(service: Service, db: Database, client: OpenAI) -> AsyncIterator
     """Makes running jobs, each with the token of its run."""
     made: list[httpx.Client] = []
 
-    async def make(seconds: float = 60.0) -> Task:
+    async def make(seconds: float = 900.0) -> Task:
         job_id = factory.create(client, seed=len(made))
         await factory.move(db, job_id, "running")
         async with db.transaction() as session:
