@@ -58,6 +58,10 @@ class Client:
             )
         return cls(settings.url or f"http://127.0.0.1:{settings.port}", key)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """One request; the decoded JSON, or text where the answer is not JSON.
 

@@ -36,7 +36,9 @@ def jobs() -> None:
 
 
 def _client() -> Client:
-    return Client.from_settings(get_settings())
+    client = Client.from_settings(get_settings())
+    click.get_current_context().call_on_close(client.close)
+    return client
 
 
 @jobs.command()
