@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import signal
 import socket
@@ -10,12 +11,14 @@ import sys
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
 import migrations
 from app.embedded.environment import for_part
 from app.embedded.postgres import PostgresServer
+from app.embedded.s3 import S3Server
 from tests.app.conftest import Service
 
 pytestmark = pytest.mark.db
@@ -88,3 +91,11 @@ def test_a_public_address_with_a_key_is_served_with_a_warning(service: Service) 
         api.stderr.read()
     assert (warned["level"], serving["event"]) == ("warning", "serving")
     assert "TLS" in warned["message"]
+
+
+def test_database_and_s3_listen_on_loopback_alone(api_postgres: PostgresServer, api_s3: S3Server) -> None:
+    for part in (api_postgres.part, api_s3.part):
+        sockets = psutil.Process(part.process.pid).net_connections("inet")
+        listening = [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN]
+        assert listening
+        assert all(ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback for address in listening)
