@@ -1,4 +1,4 @@
-"""Rows past their time: workers, idempotency keys, old signing secrets, run tokens, attempts of settled deliveries."""
+"""Rows past their time: workers, idempotency keys, old signing secrets, run tokens, progress of jobs that ended, attempts of settled deliveries."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ STATEMENTS: tuple[tuple[str, str, str], ...] = (
         "idempotency keys",
         "update jobs set idempotency_key = null where idempotency_key is not null and created_at < {before_key}",
     ),
-    ("signing secret", "signing secrets", "delete from signing_secrets where expires_at < {before_expired}"),
+    (
+        "signing secret",
+        "signing secrets",
+        "delete from signing_secrets where expires_at < {before_expired} and endpoint_id is not null",
+    ),
     ("run token", "run tokens", "delete from run_tokens where expires_at < {before_expired}"),
     ("training lease", "training leases", "delete from train_leases where lease_until < {before_expired}"),
+    (
+        "piece of a training's progress",
+        "pieces of trainings' progress",
+        "delete from run_lines using jobs where jobs.id = run_lines.job_id and jobs.finished_at < {before_ended}",
+    ),
     (
         "delivery attempt",
         "delivery attempts",
@@ -44,6 +53,7 @@ async def forget(house: House) -> list[str]:
         "key": KEY_KEPT_SECONDS,
         "expired": EXPIRED_KEPT_SECONDS,
         "attempt": house.settings.keep_attempts,
+        "ended": house.settings.keep_failed,
     }
     before = {f"before_{name}": f"clock_timestamp() - make_interval(secs => :{name})" for name in kept}
     lines = []

@@ -16,7 +16,16 @@ from app.files.storage import connect
 from app.housekeeping import objects
 from app.housekeeping.house import House
 from app.housekeeping.sweep import sweep
-from app.models import DeliveryAttempt, RunToken, SigningSecret, WebhookDelivery, WebhookEndpoint, Worker, new_id
+from app.models import (
+    DeliveryAttempt,
+    RunLines,
+    RunToken,
+    SigningSecret,
+    WebhookDelivery,
+    WebhookEndpoint,
+    Worker,
+    new_id,
+)
 from app.settings import Settings
 from finetune.model import cache
 from tests.app.worker.services import BUCKET, World
@@ -84,6 +93,20 @@ async def test_expired_secrets_and_tokens_go_and_valid_ones_stay(stored: World) 
     assert set(await swept(stored)) == {"Forgot 1 signing secret.", "Forgot 1 run token."}
     assert await ids(stored, "run_tokens") == {"new"}
     assert "old" not in await ids(stored, "signing_secrets")
+
+
+async def test_what_a_training_told_goes_with_its_job(stored: World) -> None:
+    project = await stored.project()
+    old, new = await stored.job(project), await stored.job(project)
+    async with stored.database.transaction() as db:
+        for job_id in (old, new):
+            db.add(RunLines(job_id=job_id, start=0, until=3, content=b"{}\n"))
+        ended = (
+            "update jobs set status = 'cancelled', finished_at = clock_timestamp() - interval '8 days' where id = :id"
+        )
+        await db.execute(text(ended), {"id": old})
+    assert await swept(stored) == ["Forgot 1 piece of a training's progress."]
+    assert {row.job_id for row in await stored.rows(RunLines)} == {new}
 
 
 async def test_attempts_of_settled_deliveries_go_after_a_month(stored: World) -> None:
