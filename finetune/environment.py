@@ -143,6 +143,11 @@ def stub_slow() -> dict[str, float]:
     return {step: float(seconds) for step, _, seconds in pairs}
 
 
+def stub_line() -> int:
+    """`LLAMAFLOW_STUB_LINE`: how long a line the stub of FINE_TUNE prints, for tests of logs. Default 0: none."""
+    return int(os.environ.get("LLAMAFLOW_STUB_LINE") or 0)
+
+
 def stub_uploads() -> bool:
     """`LLAMAFLOW_STUB_UPLOAD=1`: the stub of UPLOAD_MODEL really uploads the stubs' files, for tests that look at S3."""
     return _flag("LLAMAFLOW_STUB_UPLOAD")

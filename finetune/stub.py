@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         print(f"This is the stub of {given.step}", flush=True)
+        if given.step == "train" and environment.stub_line():
+            print("x" * environment.stub_line(), flush=True)
         if given.step == "plan":
             write_plan(given.job, Path(), unpinned)
             return

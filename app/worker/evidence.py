@@ -15,6 +15,7 @@ from app.nextflow.progress import Row
 from finetune.exit_codes import BY_NAME, BY_STATUS, SIGNALLED, StepError
 
 LOCKED = "Unable to acquire lock on session"
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def judge(run_folder: Path, record: ExitRecord | None) -> Verdict:
     if any(row.status == "ABORTED" for row in rows):
         return LOST
     said = progress.tail(run_folder / "stdout.log") + progress.tail(run_folder / "stderr.log")
-    return LOST if LOCKED in said else _failed("internal_error", _nextflow_said(said))
+    if LOCKED in said:
+        return LOST
+    full = any(words in said for words in FULL)
+    return _failed("disk_full") if full else _failed("internal_error", _nextflow_said(said))
 
 
 def _judge_task(row: Row, rows: list[Row]) -> Verdict:
