@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,9 @@ from app.settings import get_settings
 
 console = Console() if sys.stdout.isatty() else Console(width=240)
 """Ids are never cut: whoever pipes the list elsewhere gets them whole."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tab and the ends of lines."""
 
 
 class Commands(click.Group):
@@ -124,7 +128,7 @@ def _watch(client: Client, job_id: str) -> None:
     for event in client.events(job_id):
         at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
         style = {"error": "red", "warn": "yellow"}.get(event["level"], "")
-        console.print(f"{at}  {event['message']}", style=style, highlight=False, markup=False)
+        console.print(f"{at}  {plain(event['message'])}", style=style, highlight=False, markup=False)
     if client.call("GET", f"/fine_tuning/jobs/{job_id}")["status"] != "succeeded":
         raise click.exceptions.Exit(1)
 
@@ -139,9 +143,14 @@ def logs(job_id: str, stage: str | None, tail: int | None, follow: bool) -> None
     params = {name: value for name, value in {"stage": stage, "tail": tail}.items() if value is not None}
     if follow:
         for text in _client().follow_logs(job_id, **params):
-            click.echo(text, nl=False)
+            click.echo(plain(text), nl=False)
     else:
-        click.echo(_client().call("GET", f"/fine_tuning/jobs/{job_id}/logs", params=params), nl=False)
+        click.echo(plain(_client().call("GET", f"/fine_tuning/jobs/{job_id}/logs", params=params)), nl=False)
+
+
+def plain(text: str) -> str:
+    """Text that others wrote, without codes that would steer the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @jobs.command()

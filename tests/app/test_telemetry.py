@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from app import documentation
+from app.jobs.cli import plain
 from app.settings import Settings
 from app.telemetry import configure, redact
 from tests.app.conftest import Service, job_body
@@ -48,6 +49,11 @@ def test_other_lines_stay_as_they_are() -> None:
         "a token of step 3",
     ):
         assert redact(line) == line
+
+
+@pytest.mark.unit
+def test_the_command_line_shows_text_of_others_without_codes_that_steer_a_terminal() -> None:
+    assert plain("a\x1b[2Jb\x07\x9bc\r\n\td\x00é\U0001f600") == "a\ufffd[2Jb\ufffd\ufffdc\ufffd\n\td\ufffdé\U0001f600"
 
 
 @pytest.mark.unit

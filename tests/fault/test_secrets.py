@@ -26,7 +26,7 @@ from app.worker.launch import label
 from tests.app.worker.receiver import Receiver
 from tests.app.worker.services import World, environment, until
 from tests.fault.doors import HUB, JOBS, ROW, doors, make_project
-from tests.fault.scene import Behave, running
+from tests.fault.scene import Behave
 
 pytestmark = pytest.mark.fault
 
@@ -151,10 +151,10 @@ async def test_no_secret_is_seen_outside_of_the_service(
             worker = start_worker(stored, canaries, log)
             try:
                 root = folder.of(stored.settings, job_id).root
-                await until(lambda: running(stored, "FINE_TUNE") if not fault else begun(stored), 120)
+                await until(lambda: begun(stored), 120)
                 assert files_with(canaries, root) == KEPT
                 assert {stat.S_IMODE((root / name).stat().st_mode) for name in KEPT} == {0o600}
-                job = await until(lambda: stored.is_over(job_id), 120)
+                job = await until(lambda: stored.is_over(job_id), 200)
                 await until(lambda: told(receiver), 30)
             finally:
                 worker.terminate()
