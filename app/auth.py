@@ -187,8 +187,9 @@ async def _bootstrap_secret(db: AsyncSession, project_id: str, secret: str) -> N
         SigningSecret.endpoint_id.is_(None),
         SigningSecret.expires_at.is_(None),
     )
-    if (await db.execute(select(SigningSecret.id).where(*ours, SigningSecret.secret == secret))).first():
-        return
+    known = (SigningSecret.project_id == project_id, SigningSecret.secret == secret)
+    if (await db.execute(select(SigningSecret.id).where(*known))).first():
+        return  # also one that a client has rotated away since: the file does not bring it back
     await db.execute(update(SigningSecret).where(*ours).values(expires_at=func.clock_timestamp() + OLD_SECRET_VALID))
     db.add(SigningSecret(id=new_id("sig_"), project_id=project_id, secret=secret))
     await db.flush()

@@ -13,6 +13,7 @@ import click
 from app.jobs.cli import jobs
 from app.projects.cli import keys, projects
 from app.settings import get_settings
+from app.webhooks.cli import webhooks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +23,7 @@ def main() -> None:
 
 
 main.add_command(jobs)
+main.add_command(webhooks)
 main.add_command(projects)
 main.add_command(keys)
 

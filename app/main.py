@@ -38,6 +38,9 @@ from app.protocol import PatientProtocol
 from app.rates import Rates
 from app.runs import routes as runs
 from app.settings import Settings
+from app.webhooks import deliveries as webhook_deliveries
+from app.webhooks import routes as webhooks
+from app.webhooks.delivery import Sender
 
 CREATING = 8
 """Jobs checked at once: each holds a connection while S3 is asked, and others need the rest."""
@@ -55,12 +58,14 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.database = Database.from_settings(settings)
         app.state.storage = Storage(settings)
         app.state.engine = engines.from_settings(settings)
+        app.state.sender = Sender(settings)
         app.state.creating = asyncio.Semaphore(CREATING)
         app.state.hub = Hub(settings, app.state.database)
         following = asyncio.create_task(app.state.hub.run())
         yield
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        await app.state.sender.close()
         await app.state.engine.close()
         app.state.storage.close()
         await app.state.database.close()
@@ -77,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.rates = Rates(settings)
     app.state.redactor = Redactor.of(settings)
-    for room in (jobs, actions, log_routes, events, files, adapters, inference, health, documentation, runs):
+    main = (jobs, actions, log_routes, events, files, adapters, inference)
+    for room in (*main, webhooks, webhook_deliveries, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, stall_seconds=settings.stall_seconds)

@@ -19,6 +19,7 @@ TAGS = [
     {"name": "Models", "description": "Bases and fine-tuned models, as chats name them."},
     {"name": "Adapters", "description": "Names, their versions, and which one is promoted."},
     {"name": "Chat", "description": "Ask a base or a fine-tuned model."},
+    {"name": "Webhooks", "description": "Who is told of events, signed with which secret, and what was answered."},
     {"name": "Health", "description": "For supervisors and load balancers; no key is needed."},
 ]
 

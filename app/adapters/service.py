@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.errors import NotFound
 from app.events import service as events
 from app.models import Adapter, AdapterVersion, Job, Project, new_id
+from app.webhooks import outbox
 
 MAX_NAME = 64
 
@@ -72,12 +73,14 @@ async def register_version(
     if adapter is not None:
         adapter.last_version = adapter.promoted_version = adapter.last_version + 1
         await db.flush()
-        await events.record(
+        event = await events.record(
             db,
             job,
             f"Version {version.version} of adapter {adapter.name} is promoted; it was compared with nothing, as no gate was set",
             data={"adapter": adapter.name, "version": version.version},
         )
+        promoted = {"name": adapter.name, "version": version.version, "model": version.model, "uri": uri}
+        await outbox.owe(db, job, "adapter.promoted", event, {"adapter": promoted})
     await db.flush()
     return version
 

@@ -6,8 +6,6 @@ A short process of its own, so that the supervisor stays small.
 from __future__ import annotations
 
 import asyncio
-import base64
-import secrets
 import sys
 
 import migrations
@@ -15,11 +13,7 @@ from app.auth import bootstrap, new_key
 from app.db import Database
 from app.embedded import folder
 from app.settings import Settings, get_settings
-
-
-def new_webhook_secret() -> str:
-    """`whsec_` and base64 of 64 hex characters: text, because some receivers (n8n's Crypto node) take no other bytes."""
-    return "whsec_" + base64.b64encode(secrets.token_hex(32).encode()).decode()
+from app.webhooks.signing import new_webhook_secret
 
 
 async def _bootstrap(settings: Settings, api_key: str, webhook_secret: str) -> None:

@@ -9,15 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from app.errors import BadRequest
 from app.pages import Page
 from app.validation import unstorable
+from app.webhooks.event_types import EventType
 from finetune.config import JobSpec
 
-EventType = Literal[
-    "fine_tuning.job.running",
-    "fine_tuning.job.paused",
-    "fine_tuning.job.succeeded",
-    "fine_tuning.job.failed",
-    "fine_tuning.job.cancelled",
-]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 

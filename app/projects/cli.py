@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database
 from app.embedded.beside import completed
-from app.embedded.prepare import new_webhook_secret
 from app.errors import ApiError
 from app.projects import service
 from app.settings import get_settings
+from app.webhooks.signing import new_webhook_secret
 
 T = TypeVar("T")
 SHARED = "(the setting's: LLAMAFLOW_PATH_ALLOW)"

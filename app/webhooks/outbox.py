@@ -10,12 +10,12 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import func
 
-from app.models import FINAL, Event, Job, WebhookDelivery, WebhookEndpoint, new_id
+from app.models import Event, Job, WebhookDelivery, WebhookEndpoint, new_id
+from app.webhooks import event_types
+from app.webhooks.target import host_of
 
-DEFAULT_ENDPOINT_EVENTS = tuple(f"fine_tuning.job.{status}" for status in FINAL)
 
-
-async def owe(db: AsyncSession, job: Job, type: str, event: Event) -> None:
+async def owe(db: AsyncSession, job: Job, type: str, event: Event, more: dict[str, Any] | None = None) -> None:
     """Owe `type` to the job's callback URL and to every endpoint of its project that asked for it.
 
     Every terminal event goes to the callback URL, others when `callback_events` names them. Written once: the table refuses
@@ -26,13 +26,16 @@ async def owe(db: AsyncSession, job: Job, type: str, event: Event) -> None:
         job: Whose.
         type: Such as `fine_tuning.job.succeeded`.
         event: The event of the job's history that this tells.
+        more: Goes into the body's `data`, beside the job's essentials.
     """
     targets: list[tuple[str, str | None]] = []
-    if job.callback_url and (type in DEFAULT_ENDPOINT_EVENTS or type in (job.callback_events or [])):
+    if job.callback_url and (type in event_types.DEFAULT or type in (job.callback_events or [])):
         targets.append((job.callback_url, None))
     endpoints = await db.execute(
         select(WebhookEndpoint).where(
-            WebhookEndpoint.project_id == job.project_id, WebhookEndpoint.disabled_at.is_(None)
+            WebhookEndpoint.project_id == job.project_id,
+            WebhookEndpoint.disabled_at.is_(None),
+            WebhookEndpoint.deleted_at.is_(None),
         )
     )
     targets += [(endpoint.url, endpoint.id) for endpoint in endpoints.scalars() if type in endpoint.event_types]
@@ -41,9 +44,6 @@ async def owe(db: AsyncSession, job: Job, type: str, event: Event) -> None:
     at: datetime = (await db.execute(select(func.clock_timestamp()))).scalar_one()
     for url, endpoint_id in targets:
         event_id = new_id("evt_")
-        body = json.dumps(
-            _payload(job, event_id, type, int(at.timestamp())), ensure_ascii=False, separators=(",", ":")
-        ).encode()
         db.add(
             WebhookDelivery(
                 id=new_id("whd_"),
@@ -54,30 +54,30 @@ async def owe(db: AsyncSession, job: Job, type: str, event: Event) -> None:
                 event_id=event_id,
                 type=type,
                 url=url,
-                body=body,
+                host=host_of(url),
+                body=body_of(event_id, type, at, _essentials(job) | (more or {})),
             )
         )
     await db.flush()
     await db.execute(text("select pg_notify('llamaflow_deliveries', :id)"), {"id": job.id})
 
 
-def _payload(job: Job, event_id: str, type: str, created_at: int) -> dict[str, Any]:
-    """The body: the official client's event shape, with the job's essentials in `data`."""
+def body_of(event_id: str, type: str, at: datetime, data: dict[str, Any]) -> bytes:
+    """The body: the official client's event shape."""
+    event = {"id": event_id, "object": "event", "type": type, "created_at": int(at.timestamp()), "data": data}
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _essentials(job: Job) -> dict[str, Any]:
     return {
-        "id": event_id,
-        "object": "event",
-        "type": type,
-        "created_at": created_at,
-        "data": {
-            "id": job.id,
-            "object": "fine_tuning.job",
-            "status": job.status,
-            "model": job.model,
-            "fine_tuned_model": job.fine_tuned_model,
-            "suffix": job.suffix,
-            "trained_tokens": job.trained_tokens,
-            "error": job.error,
-            "output": job.output,
-            "metadata": job.job_metadata,
-        },
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "status": job.status,
+        "model": job.model,
+        "fine_tuned_model": job.fine_tuned_model,
+        "suffix": job.suffix,
+        "trained_tokens": job.trained_tokens,
+        "error": job.error,
+        "output": job.output,
+        "metadata": job.job_metadata,
     }

@@ -6,52 +6,26 @@ A worker that dies between POST and record leaves its claim to run out: the same
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections import Counter
+from datetime import timedelta
 
 import structlog
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import is_outage
-from app.models import DeliveryAttempt, SigningSecret, WebhookDelivery, WebhookEndpoint, new_id
-from app.webhooks import delivery
-from app.webhooks.delivery import Outcome
+from app.models import DeliveryAttempt, WebhookDelivery, WebhookEndpoint, new_id
+from app.webhooks import breaker, delivery, due
+from app.webhooks.delivery import Outcome, Sender
+from app.webhooks.due import Due
 from app.worker.context import Context
 from app.worker.outage import insist
 
-AT_ONCE = 32
-"""Attempts under way at a time: a receiver that hangs must not hold up the others."""
-
 CLAIM_MARGIN_SECONDS = 15.0
 LAST_SECONDS = 2.0
-
-_CLAIM = text("""
-with due as (
-    select id from webhook_deliveries
-    where status = 'pending' and next_attempt_at <= clock_timestamp()
-      and (claimed_until is null or claimed_until < clock_timestamp())
-    order by next_attempt_at, created_at limit :places for update skip locked
-)
-update webhook_deliveries d set claimed_until = clock_timestamp() + make_interval(secs => :seconds)
-from due where d.id = due.id
-returning d.id, d.claimed_until, clock_timestamp()
-""")
+GONE = "The receiver answered 410: it wants no more."
 
 log = structlog.get_logger("worker.deliveries")
-
-
-@dataclass(frozen=True)
-class Due:
-    """A claimed delivery. claimed_until is also its fence: a later claim has another one."""
-
-    id: str
-    claimed_until: datetime
-    at: datetime
-    url: str
-    event_id: str
-    body: bytes
-    secrets: list[str]
 
 
 class Deliveries:
@@ -63,7 +37,9 @@ class Deliveries:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._sender = Sender(context.settings)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: Counter[tuple[str, str]] = Counter()
         self.wake = asyncio.Event()
 
     async def deliver_for_ever(self) -> None:
@@ -83,47 +59,51 @@ class Deliveries:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._sender.close()
 
     async def _start_due(self) -> None:
         try:
-            while (places := AT_ONCE - len(self._tasks)) > 0:
-                due = await self._claim(places)
-                for one in due:
+            while (places := due.AT_ONCE - len(self._tasks)) > 0:
+                claimed = await self._claim(places)
+                for one in claimed:
+                    self._lanes[one.lane] += 1
                     task = asyncio.create_task(self._deliver(one))
                     self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                if len(due) < places:
+                    task.add_done_callback(self._ended)
+                if not claimed:
                     return
         except Exception as problem:
             if not is_outage(problem):
                 raise
             log.warning("database_away", error=str(problem).splitlines()[0][:200])
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.wake.set()  # its place may be waited for
+
     async def _claim(self, places: int) -> list[Due]:
         seconds = self._context.settings.webhook_timeout + CLAIM_MARGIN_SECONDS
         async with self._context.database.transaction() as db:
-            rows = (await db.execute(_CLAIM, {"places": places, "seconds": seconds})).all()
-            return [await _load(db, *row) for row in rows]
+            return await due.claim(db, places, seconds, +self._lanes)
 
-    async def _deliver(self, due: Due) -> None:
+    async def _deliver(self, one: Due) -> None:
         """Try once, and write it down; a mistake of ours leaves the claim to run out."""
         try:
-            await self._try(due)
+            await self._try(one)
         except Exception:
-            log.exception("stumbled", delivery=due.id)
+            log.exception("stumbled", delivery=one.id)
+        finally:
+            self._lanes[one.lane] -= 1
 
-    async def _try(self, due: Due) -> None:
-        settings = self._context.settings
-        signed = delivery.headers(due.event_id, due.body, due.at, due.secrets)
-        outcome = await delivery.attempt(
-            due.url, due.body, signed, allow=settings.webhook_allow, seconds=settings.webhook_timeout
-        )
-        delay = await insist(lambda: self._record(due, outcome))
-        log.info("attempted", delivery=due.id, status=outcome.status, error=outcome.error, ms=outcome.latency_ms)
+    async def _try(self, one: Due) -> None:
+        signed = delivery.headers(one.event_id, one.body, one.at, one.secrets)
+        outcome = await self._sender.attempt(one.url, one.body, signed)
+        delay = await insist(lambda: self._record(one, outcome))
+        log.info("attempted", delivery=one.id, status=outcome.status, error=outcome.error, ms=outcome.latency_ms)
         if delay is not None and delay < self._context.settings.poll_seconds:
             asyncio.get_running_loop().call_later(delay, self.wake.set)
 
-    async def _record(self, due: Due, outcome: Outcome) -> float | None:
+    async def _record(self, one: Due, outcome: Outcome) -> float | None:
         """Write the attempt down.
 
         Returns:
@@ -133,7 +113,7 @@ class Deliveries:
             row = (
                 await db.execute(
                     select(WebhookDelivery)
-                    .where(WebhookDelivery.id == due.id, WebhookDelivery.claimed_until == due.claimed_until)
+                    .where(WebhookDelivery.id == one.id, WebhookDelivery.claimed_until == one.claimed_until)
                     .with_for_update()
                 )
             ).scalar_one_or_none()
@@ -141,7 +121,12 @@ class Deliveries:
                 return None  # our claim ran out: whoever has it now keeps the record
             row.attempts, row.claimed_until = row.attempts + 1, None
             db.add(_attempt(row, outcome))
-            return await _settle(db, row, outcome)
+            delay = await _settle(db, row, outcome)
+            if outcome.host_failed:
+                await breaker.failed(db, one.project_id, one.host, probe=one.probe)
+            else:
+                await breaker.answered(db, one.project_id, one.host)
+            return delay
 
 
 def _attempt(row: WebhookDelivery, outcome: Outcome) -> DeliveryAttempt:
@@ -157,11 +142,10 @@ async def _settle(db: AsyncSession, row: WebhookDelivery, outcome: Outcome) -> f
     if outcome.delivered:
         row.status, row.finished_at = "delivered", now
         return None
-    if outcome.ends:
+    if outcome.ends and row.endpoint_id is not None:
+        await _disable(db, row.endpoint_id)
+    if outcome.ends or await _unwanted(db, row):
         row.status, row.finished_at = "dead", now
-        if row.endpoint_id is not None:
-            gone = update(WebhookEndpoint).where(WebhookEndpoint.id == row.endpoint_id)
-            await db.execute(gone.values(disabled_at=now))
         return None
     await db.flush()
     delay = delivery.next_delay(await _answers(db, row))
@@ -170,6 +154,25 @@ async def _settle(db: AsyncSession, row: WebhookDelivery, outcome: Outcome) -> f
     else:
         row.next_attempt_at = now + timedelta(seconds=delay)
     return delay
+
+
+async def _disable(db: AsyncSession, endpoint_id: str) -> None:
+    """End an endpoint; what is owed to it and not under way is dead with it."""
+    now = func.clock_timestamp()
+    gone = update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.disabled_at.is_(None))
+    await db.execute(gone.values(disabled_at=now, disabled_reason=GONE))
+    owed = update(WebhookDelivery).where(
+        WebhookDelivery.endpoint_id == endpoint_id,
+        WebhookDelivery.status == "pending",
+        or_(WebhookDelivery.claimed_until.is_(None), WebhookDelivery.claimed_until < now),
+    )
+    await db.execute(owed.values(status="dead", finished_at=now).execution_options(synchronize_session=False))
+
+
+async def _unwanted(db: AsyncSession, row: WebhookDelivery) -> bool:
+    """Whether its endpoint was ended or deleted while it was under way."""
+    endpoint = await db.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
+    return endpoint is not None and (endpoint.disabled_at or endpoint.deleted_at) is not None
 
 
 async def _answers(db: AsyncSession, row: WebhookDelivery) -> list[int | None]:
@@ -181,14 +184,3 @@ async def _answers(db: AsyncSession, row: WebhookDelivery) -> list[int | None]:
         .limit(row.attempts)
     )
     return list(reversed((await db.execute(newest)).scalars().all()))
-
-
-async def _load(db: AsyncSession, id: str, claimed_until: datetime, at: datetime) -> Due:
-    row = await db.get_one(WebhookDelivery, id)
-    valid = select(SigningSecret.secret).where(
-        SigningSecret.project_id == row.project_id,
-        SigningSecret.endpoint_id.is_not_distinct_from(row.endpoint_id),
-        or_(SigningSecret.expires_at.is_(None), SigningSecret.expires_at > func.clock_timestamp()),
-    )
-    secrets = list((await db.execute(valid.order_by(SigningSecret.created_at.desc()))).scalars())
-    return Due(row.id, claimed_until, at, row.url, row.event_id, row.body, secrets)

@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import Database
 from app.events import service as events
 from app.jobs import lifecycle
-from app.models import Checkpoint, Job, Run, Stage, new_id
+from app.models import Checkpoint, Event, Job, Run, Stage, new_id
 from app.nextflow import progress
 from app.nextflow.progress import FINE_TUNE, PREPARE_DATA, Began, Cursor, Ended, Seen, Submitted
+from app.webhooks import outbox
 from app.worker import training
 from app.worker.folder import JobFolder
 from app.worker.outage import insist
@@ -130,9 +131,9 @@ async def _stage(db: AsyncSession, run: Run, task_hash: str, process: str) -> St
 async def _train(db: AsyncSession, job: Job, story: training.Story) -> None:
     for note in story.notes:
         kind = "metrics" if note.kind == "metrics" else "message"
-        await events.record(db, job, note.message, type=kind, data={"stage": FINE_TUNE} | note.data)
+        event = await events.record(db, job, note.message, type=kind, data={"stage": FINE_TUNE} | note.data)
         if note.kind == "checkpoint":
-            await _checkpoint(db, job, note.data)
+            await _checkpoint(db, job, event, note.data)
     if story.progress is not None:
         job.progress = _progress(job, {"stage": FINE_TUNE} | story.progress)
         eta = story.progress.get("eta_seconds")
@@ -140,12 +141,14 @@ async def _train(db: AsyncSession, job: Job, story: training.Story) -> None:
             job.estimated_finish = await lifecycle.now(db) + timedelta(seconds=eta)
 
 
-async def _checkpoint(db: AsyncSession, job: Job, data: dict[str, Any]) -> None:
+async def _checkpoint(db: AsyncSession, job: Job, event: Event, data: dict[str, Any]) -> None:
     made = insert(Checkpoint).values(
         id=new_id("ftckpt_"), project_id=job.project_id, job_id=job.id, step_number=data["step"], metrics=data
     )
     again = made.on_conflict_do_update(index_elements=["job_id", "step_number"], set_={"metrics": data})
-    await db.execute(again)  # after a resume a step may be reached a second time
+    made_id = (await db.execute(again.returning(Checkpoint.id))).scalar_one()  # after a resume a step may come again
+    told = {"id": made_id, "step_number": data["step"], "metrics": data}
+    await outbox.owe(db, job, "fine_tuning.job.checkpoint", event, {"checkpoint": told})
 
 
 def _progress(job: Job, news: dict[str, Any]) -> dict[str, Any]:

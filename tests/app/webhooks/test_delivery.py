@@ -9,8 +9,9 @@ from typing import Any
 import openai
 import pytest
 
+from app.settings import Settings
 from app.webhooks import delivery
-from app.webhooks.delivery import FAST, SLOW, next_delay
+from app.webhooks.delivery import FAST, SLOW, Sender, next_delay
 from tests.app.worker.receiver import Receiver, receiving
 
 pytestmark = pytest.mark.unit
@@ -24,8 +25,13 @@ BODY = json.dumps(
 
 async def send(receiver: Receiver, **changes: Any) -> delivery.Outcome:
     signed = delivery.headers("evt_1", BODY, datetime.now(UTC), [NEW, OLD])
-    options = {"allow": receiver.allow, "seconds": 5.0} | changes
-    return await delivery.attempt(options.pop("url", receiver.url), BODY, signed, **options)
+    options = {"webhook_allow": receiver.allow, "webhook_timeout": 5.0} | changes
+    url = options.pop("url", receiver.url)
+    sender = Sender(Settings(**options))
+    try:
+        return await sender.attempt(url, BODY, signed)
+    finally:
+        await sender.close()
 
 
 @pytest.mark.parametrize("secret", [OLD, NEW])
@@ -51,7 +57,7 @@ async def test_only_a_2xx_counts_as_taken(status: int) -> None:
 
 async def test_a_receiver_that_hangs_is_given_up() -> None:
     with receiving("hang") as receiver:
-        outcome = await send(receiver, seconds=0.3)
+        outcome = await send(receiver, webhook_timeout=0.3)
     assert (outcome.status, outcome.error) == (None, "no answer within 0.3 s")
 
 
@@ -71,7 +77,7 @@ async def test_of_a_gigabyte_only_the_first_kilobyte_is_read() -> None:
 async def test_an_address_that_is_not_allowed_is_never_connected_to() -> None:
     with receiving() as receiver:
         for url in (receiver.url, f"http://[::ffff:127.0.0.1]:{receiver.port}/", f"http://2130706433:{receiver.port}/"):
-            outcome = await send(receiver, url=url, allow=[])
+            outcome = await send(receiver, url=url, webhook_allow=[])
             assert "LLAMAFLOW_WEBHOOK_ALLOW" in str(outcome.error)
     assert receiver.received == []
 
@@ -80,14 +86,14 @@ async def test_it_goes_to_the_address_that_was_checked(monkeypatch: pytest.Monke
     """A name is resolved once: what the resolver says afterwards (DNS rebinding) is not asked for."""
     asked: list[str] = []
 
-    async def resolve(host: str, port: int) -> list[str]:
+    async def resolve(host: str, port: int, param: str) -> list[str]:
         asked.append(host)
         return ["127.0.0.1"]
 
     monkeypatch.setattr("app.webhooks.target._resolve", resolve)
     with receiving() as receiver:
         named = f"http://hooks.example:{receiver.port}/hook"
-        outcome = await send(receiver, url=named, allow=[f"hooks.example:{receiver.port}"])
+        outcome = await send(receiver, url=named, webhook_allow=[f"hooks.example:{receiver.port}"])
     assert outcome.delivered
     assert asked == ["hooks.example"]
     assert receiver.received[0].headers["host"] == f"hooks.example:{receiver.port}"
