@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -28,6 +29,7 @@ from app.worker.run import HALT_SECONDS
 
 LEAVE_SECONDS = 10.0
 INSTALL_RETRY_SECONDS = 30.0
+THREADS = 64
 
 log = structlog.get_logger("worker")
 
@@ -140,8 +142,14 @@ def main() -> int:
         return 2
     telemetry.configure(settings)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run_worker(settings))
+        asyncio.run(_alone(settings))
     return 0
+
+
+async def _alone(settings: Settings) -> None:
+    """The worker with threads enough that slow disks and checks of datasets leave some for the rest; idle ones cost nothing."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
+    await run_worker(settings)
 
 
 if __name__ == "__main__":

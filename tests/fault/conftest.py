@@ -11,6 +11,7 @@ import pytest
 
 from tests.app.worker.receiver import Receiver, receiving
 from tests.app.worker.services import World, database_url, s3_server, settings, stored, stub_tasks, world
+from tests.fault.quick import quick_nextflow
 from tests.fault.trainers import Trainers, watched
 
 __all__ = ["database_url", "s3_server", "settings", "stored", "stub_tasks", "world"]
@@ -21,8 +22,8 @@ def workers(stored: World) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts workers as processes; all are ended afterwards, and whatever they left."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(**changes: Any) -> subprocess.Popen[bytes]:
-        started.append(stored.worker_process(**changes))
+    def start(**given: Any) -> subprocess.Popen[bytes]:
+        started.append(stored.worker_process(**given))
         return started[-1]
 
     yield start
@@ -30,7 +31,19 @@ def workers(stored: World) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         worker.send_signal(signal.SIGCONT)
         worker.terminate()
     for worker in started:
-        worker.wait(30)
+        try:
+            worker.wait(30)
+        except subprocess.TimeoutExpired:  # what stands around a worker may be deaf to signals
+            worker.kill()
+            worker.wait(30)
+
+
+@pytest.fixture
+def quick(stored: World) -> Iterator[None]:
+    """A head that takes a moment instead of Nextflow."""
+    with quick_nextflow(stored.settings.state_dir) as launcher:
+        stored.settings = stored.settings.model_copy(update={"nextflow": launcher})
+        yield
 
 
 @pytest.fixture

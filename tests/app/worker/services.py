@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from sqlalchemy import delete, select
 
 import migrations
 from app.db import Database
+from app.embedded.environment import as_variables
 from app.embedded.postgres import start_postgres
 from app.embedded.s3 import S3Server, start_s3
 from app.files.storage import connect
@@ -141,28 +142,18 @@ class World:
             stop.ask(halt=False)
             await task
 
-    def worker_process(self, **changes: Any) -> subprocess.Popen[bytes]:
-        """A worker as a process of its own."""
-        settings = self.settings.model_copy(update=changes)
-        return subprocess.Popen([sys.executable, "-m", "app.worker"], env=environment(settings), stdout=sys.stderr)
+    def worker_process(
+        self, *, within: Sequence[str] = (), env: dict[str, str] | None = None, **changes: Any
+    ) -> subprocess.Popen[bytes]:
+        """A worker as a process of its own, started by the command `within`, with more variables in `env`."""
+        made = environment(self.settings.model_copy(update=changes)) | (env or {})
+        return subprocess.Popen([*within, sys.executable, "-m", "app.worker"], env=made, stdout=sys.stderr)
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make these settings, for a process."""
-    given = {
-        "LLAMAFLOW_STATE_DIR": settings.state_dir, "LLAMAFLOW_TOOLS_DIR": settings.tools,
-        "LLAMAFLOW_DATABASE_URL": settings.sqlalchemy_url, "AWS_ENDPOINT_URL_S3": settings.s3_endpoint,
-        "LLAMAFLOW_STUB_RUN": int(settings.stub_run), "LLAMAFLOW_TASK_ENV": ",".join(settings.task_env),
-        "LLAMAFLOW_POLL_SECONDS": settings.poll_seconds, "LLAMAFLOW_LEASE_SECONDS": settings.lease_seconds,
-        "LLAMAFLOW_HEARTBEAT_SECONDS": settings.heartbeat_seconds, "LLAMAFLOW_BOOT_ID_FILE": settings.boot_id_file,
-        "LLAMAFLOW_UNSHARED_PROFILES": ",".join(settings.unshared_profiles) or "none",
-        "LLAMAFLOW_TASKS_URL": settings.tasks_url or "", "LLAMAFLOW_NEXTFLOW": settings.nextflow or "",
-        "LLAMAFLOW_WORKER_SLOTS": settings.worker_slots,
-        "LLAMAFLOW_WEBHOOK_ALLOW": ",".join(settings.webhook_allow), "LLAMAFLOW_LOG_FORMAT": "console",
-    }  # fmt: skip
-    keys = {"AWS_ACCESS_KEY_ID": settings.s3_access_key, "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key}
-    made = {name: str(value) for name, value in given.items()}
-    made |= {name: value.get_secret_value() for name, value in keys.items() if value is not None}
+    made = as_variables(settings) | {"LLAMAFLOW_LOG_FORMAT": "console"}
+    made |= {} if settings.unshared_profiles else {"LLAMAFLOW_UNSHARED_PROFILES": "none"}
     kept = {name: os.environ[name] for name in ("PATH", "HOME", *settings.task_env) if name in os.environ}
     return {**kept, **made, "OMP_NUM_THREADS": "1"}
 

@@ -1,0 +1,175 @@
+"""Who may go on with a run that lost its worker: at once on its own machine, after long silence elsewhere, never two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.models import Run, Stage
+from app.nextflow import process
+from app.worker import folder
+from app.worker.launch import label
+from tests.app.worker.receiver import Receiver
+from tests.app.worker.services import World, kill, until
+from tests.fault.audit import audit
+from tests.fault.scene import Behave, Workers, begin, saved, steps
+from tests.fault.trainers import Trainers
+
+pytestmark = pytest.mark.fault
+
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+KEPT = ("sh", "-c", '"$@" & echo $! >"$PID_FILE"; sleep 300', "sh")
+"""The first process of a namespace, which lives on when the worker is killed: with it the kernel would end all the others."""
+
+
+def machine(folder: Path, name: str) -> dict[str, Any]:
+    """Settings of a worker on a machine of this name."""
+    boot_id = folder / f"boot-{name}"
+    boot_id.write_text(f"boot of {name}\n")
+    return {"host_id": name, "boot_id_file": boot_id}
+
+
+async def runs(world: World) -> list[tuple[str, bool]]:
+    """Host of each run, and whether it is over."""
+    return [(run.host, run.finished_at is not None) for run in await world.rows(Run)]
+
+
+async def test_a_cluster_run_goes_over_to_another_machine_that_shares_the_disk_when_the_lease_is_over(
+    stored: World, workers: Workers, tmp_path: Path
+) -> None:
+    head = tmp_path / "head"
+    head.write_text(
+        "#!/bin/sh\ncase \"$*\" in *run-1*) exec sleep 300;; esac\necho 'ERROR ~ the second head'; exit 1\n"
+    )
+    head.chmod(0o755)
+    cluster = {"nextflow": head, "worker_profiles": ["slurm"], "lease_seconds": 3.0, "unshared_profiles": []}
+    first = workers(**cluster, **machine(tmp_path, "one"))
+    job_id = await stored.job(await stored.project(), status="queued", execution={"profile": "slurm"})
+
+    async def launched() -> Any:
+        return [run for run in await stored.rows(Run) if run.pid is not None]
+
+    (run,) = await until(launched, 30)
+    kill(first.pid)
+    await asyncio.to_thread(first.wait)
+    workers(**cluster, **machine(tmp_path, "two"))
+    job = await until(lambda: stored.is_over(job_id), 90)
+    assert "the second head" in job.error["message"]
+    assert await runs(stored) == [("one", True), ("two", True)]
+    ended = process.exit_record(Path(run.folder))
+    assert ended is not None
+    assert ended.asked
+    process.reap(label(job_id), 0)
+
+
+@pytest.mark.slow
+async def test_a_run_in_another_pid_namespace_is_left_alone_until_its_machine_was_silent_for_long(
+    stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
+) -> None:
+    stub_tasks(seconds="30")
+    pid_file = tmp_path / "pid"
+    stored.settings = stored.settings.model_copy(update={"host_lost_after": 25.0})
+    first = workers(within=(*NAMESPACE, *KEPT), env={"PID_FILE": str(pid_file)})
+    job_id = await begin(stored, receiver)
+    await until(lambda: saved(stored), 180)
+    workers()
+    await asyncio.sleep(2)  # so that the first one learns of the second
+    kill(_inside(first.pid, pid_file))
+    silent = time.monotonic()
+    await until(lambda: _second(stored), 180)
+    assert time.monotonic() - silent > 24
+    stub_tasks(seconds="1")
+    await audit(stored, job_id, receiver=receiver)
+    assert [over for _, over in await runs(stored)] == [True, True]
+    found = {(stage.process, stage.status) for stage in await stored.rows(Stage)}
+    assert {(name, "cached") for name in ("DOWNLOAD_DATA", "FETCH_MODEL", "PREPARE_DATA")} <= found
+
+
+@pytest.mark.slow
+async def test_a_run_of_another_machine_is_left_alone_until_that_was_silent_for_long(
+    stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
+) -> None:
+    stub_tasks(seconds="20")
+    stored.settings = stored.settings.model_copy(update={"host_lost_after": 25.0})
+    first = workers(**machine(tmp_path, "one"))
+    job_id = await begin(stored, receiver)
+    await until(lambda: saved(stored), 180)
+    workers(**machine(tmp_path, "two"))
+    await asyncio.sleep(2)  # so that the first one learns of the second
+    kill(first.pid)
+    silent = time.monotonic()
+    await asyncio.to_thread(first.wait)
+    await until(lambda: _second(stored), 180)
+    assert time.monotonic() - silent > 24
+    await audit(stored, job_id, receiver=receiver)
+    assert [host for host, _ in await runs(stored)] == ["one", "two"]
+
+
+@pytest.mark.slow
+async def test_a_run_whose_only_machine_lost_the_database_goes_on(
+    stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers
+) -> None:
+    stub_tasks(seconds="25")
+    first = workers(host_lost_after=10.0)
+    job_id = await begin(stored, receiver)
+    await until(lambda: saved(stored), 180)
+    kill(first.pid)
+    await asyncio.to_thread(first.wait)
+    await asyncio.sleep(12)  # longer than the lease: with another host the shim would have ended the run
+    (run,) = await stored.rows(Run)
+    assert process.exit_record(Path(run.folder)) is None
+    workers(host_lost_after=10.0)
+    await audit(stored, job_id, receiver=receiver)
+    assert (steps(stored, job_id), len(await stored.rows(Run))) == (dict.fromkeys(range(1, 11), 1), 1)
+
+
+@pytest.mark.slow
+async def test_after_a_restart_of_the_machine_its_run_is_resumed_by_the_boot_id(
+    stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
+) -> None:
+    stub_tasks(seconds="5")
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("before\n")
+    first = workers(boot_id_file=boot_id)
+    job_id = await begin(stored, receiver)
+    await until(lambda: saved(stored), 180)
+    kill(first.pid)
+    for member in process.members(label(job_id)):
+        kill(member.pid)
+    await asyncio.to_thread(first.wait)
+    boot_id.write_text("after\n")
+    workers(boot_id_file=boot_id)
+    await audit(stored, job_id, receiver=receiver)
+    assert [run.boot_id for run in await stored.rows(Run)] == ["before", "after"]
+    assert sorted(steps(stored, job_id)) == list(range(1, 11))
+    assert (folder.of(stored.settings, job_id).run(1) / "handle.json").exists()
+
+
+async def _second(world: World) -> bool:
+    return len(await world.rows(Run)) == 2
+
+
+def _inside(outer: int, pid_file: Path) -> int:
+    """The pid by which this namespace knows the worker whose own namespace wrote another one down."""
+    inner = pid_file.read_text().strip()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        except OSError:
+            continue
+        numbers = lines.get("NSpid", "").split()
+        if len(numbers) == 2 and numbers[1] == inner and _descends(int(numbers[0]), outer):
+            return int(numbers[0])
+    raise AssertionError("the worker is not there")
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
