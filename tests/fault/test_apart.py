@@ -80,7 +80,7 @@ async def succeeded(world: World, job_id: str, at: int = 0) -> None:
 
 async def test_a_killed_training_goes_on_from_its_mirrored_checkpoint(world_apart: World, stub_tasks: Behave) -> None:
     world = world_apart
-    stub_tasks(seconds="4")
+    stub_tasks(seconds="12")
     job_id = await world.job(await world.project())
     async with world.working():
         record = await until(lambda: saved(world, job_id), PATIENCE)
@@ -113,7 +113,7 @@ async def test_a_pause_reaches_the_training_and_a_resume_goes_on_where_it_was(
     world_apart: World, stub_tasks: Behave
 ) -> None:
     world = world_apart
-    stub_tasks(seconds="10")
+    stub_tasks(seconds="60")
     job_id = await world.job(await world.project())
     async with world.working():
         await until(lambda: trains(world, job_id), PATIENCE)
@@ -122,6 +122,7 @@ async def test_a_pause_reaches_the_training_and_a_resume_goes_on_where_it_was(
         await until(lambda: has_status(world, job_id, "paused"), PATIENCE)
         assert await asyncio.to_thread(ask, world, first) == 401
         done = steps(world, job_id)
+        stub_tasks(seconds="1")
         await wish(world, job_id, pause=False)
         await succeeded(world, job_id)
     assert 0 < len(done) < 10
@@ -132,7 +133,7 @@ async def test_a_pause_reaches_the_training_and_a_resume_goes_on_where_it_was(
 @pytest.mark.slow
 async def test_everything_killed_goes_on_from_the_mirror(world_apart: World, stub_tasks: Behave) -> None:
     world = world_apart
-    stub_tasks(seconds="8")
+    stub_tasks(seconds="30")
     job_id = await world.job(await world.project())
     worker = world.worker_process()
     try:
@@ -152,7 +153,7 @@ async def test_everything_killed_goes_on_from_the_mirror(world_apart: World, stu
 @pytest.mark.slow
 async def test_a_cancel_leaves_nothing_of_the_mirror(world_apart: World, stub_tasks: Behave) -> None:
     world = world_apart
-    stub_tasks(seconds="20")
+    stub_tasks(seconds="60")
     job_id = await world.job(await world.project())
     async with world.working():
         await until(lambda: saved(world, job_id), PATIENCE)
