@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ApiError
+from app.jobs.redact import Redactor
 from app.settings import Settings
 
 log = structlog.get_logger("api")
@@ -32,15 +33,6 @@ SECURITY = {
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-SECRET = re.compile(
-    r"""(?ix) (?P<kept>
-        \bbearer\s+
-      | \b(?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|api_?key|token|password)=
-      | \bpostgres(?:ql)?(?:\+\w+)?://[^:/@\s]*:
-    )[^\s"'&,;@\\]+
-    | \blf-[a-z0-9_-]{20,} | \bwhsec_[a-z0-9+/=]+ | \bhf_[a-z0-9]{20,}"""
-)
-"""What looks like a secret, wherever in a line: after words that announce one, or by its own form."""
 QUIET = ("/healthz", "/readyz")
 
 
@@ -59,7 +51,7 @@ def configure(settings: Settings) -> None:
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    formatter = Redacting(foreign_pre_chain=shared, processors=[strip, *last])
+    formatter = Redacting(Redactor.of(settings), foreign_pre_chain=shared, processors=[strip, *last])
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -76,16 +68,20 @@ def configure(settings: Settings) -> None:
 
 
 class Redacting(structlog.stdlib.ProcessorFormatter):
-    """Takes secrets out of whole lines, tracebacks and the libraries' messages included."""
+    """Takes secrets out of whole lines, tracebacks and the libraries' messages included.
+
+    Args:
+        redactor: Knows what is secret.
+    """
+
+    def __init__(self, redactor: Redactor, **given: Any) -> None:
+        super().__init__(**given)
+        self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return redact(super().format(record))
-
-
-def redact(line: str) -> str:
-    """A line without what looks like a secret."""
-    return SECRET.sub(lambda found: f"{found['kept'] or ''}[redacted]", line)
+        line = super().format(record).encode("utf-8", "replace")
+        return self._redactor.redacted(line).decode("utf-8", "replace")
 
 
 class RequestScope:

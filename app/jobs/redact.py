@@ -24,6 +24,8 @@ PATTERNS = (
     rb"(?i:(?<=x-amz-signature=)|(?<=x-amz-credential=)|(?<=x-amz-security-token=))[^&\s\"'<>]+",
     rb"(?i:(?<=aws_secret_access_key=)|(?<=aws_session_token=)|(?<=aws_secret_access_key = )|(?<=aws_session_token = ))\S+",
     rb"(?i:(?<=authorization: bearer )|(?<=authorization: basic ))\S+",
+    rb"(?i:(?<=bearer ))[^\s\"',;\\]{8,}",
+    rb"(?i:(?<=[?&]signature=)|(?<=[?&]awsaccesskeyid=)|(?<=[?&]token=)|(?<=[?&]api_key=)|(?<=password=))[^&\s\"'<>]+",
     rb"(?<=://)[^\s/@:]{1,256}:[^\s/@]{1,1024}(?=@)",  # user:password of an address
 )
 
