@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; d
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test test-slow lint docs lock lock-jars clean
+.PHONY: help setup up demo test test-slow chaos lint docs lock lock-jars clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: setup ## check and test everything, in tiers
 
 test-slow: setup ## the tests that take minutes each
 	@exec $(BIN)/python scripts/run_tests.py --slow
+
+chaos: setup ## random faults for MINUTES=60, from SEED=… if one is to be tried again
+	@CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(or $(MINUTES),60) exec $(BIN)/python scripts/run_tests.py --slow fault -k test_chaos -s
 
 lint: setup ## format check, lint, import contracts, types
 	$(BIN)/ruff format --check .

@@ -48,7 +48,7 @@ def measure(place: Place, receiver: Receiver, *, jobs: int) -> dict[str, Any]:
     try:
         with place.serving() as api:
             http = httpx.Client(
-                base_url=f"http://127.0.0.1:{api.port}/v1/fine_tuning/jobs", trust_env=False, timeout=30,
+                base_url=f"http://127.0.0.1:{api.port}/v1/fine_tuning", trust_env=False, timeout=30,
                 headers={"authorization": f"Bearer {KEY}"},
             )  # fmt: skip
             uploaded = api.upload()
@@ -76,7 +76,7 @@ def measure(place: Place, receiver: Receiver, *, jobs: int) -> dict[str, Any]:
 def _end(http: httpx.Client, receiver: Receiver, uploaded: str, number: int) -> str:
     """Make a job with a callback and cancel it; its id."""
     body = {"model": MODEL, "training_file": uploaded, "seed": number, "callback_url": f"http://{receiver.address}/"}
-    job_id = str(http.post("", json=body).raise_for_status().json()["id"])
-    http.post(f"/{job_id}/cancel").raise_for_status()
+    job_id = str(http.post("/jobs", json=body).raise_for_status().json()["id"])
+    http.post(f"/jobs/{job_id}/cancel").raise_for_status()
     time.sleep(0.1)
     return job_id

@@ -1,0 +1,89 @@
+"""Chaos, drawn from a seed: see machine.py. A short one here, five minutes in `make test-slow`, as long as wanted by `make chaos`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+from pydantic import SecretStr
+
+import migrations
+from app.db import Database
+from app.embedded.postgres import start_postgres
+from app.embedded.s3 import S3Server
+from app.settings import Settings
+from tests.app.conftest import serving
+from tests.app.worker.receiver import receiving
+from tests.app.worker.services import ROWS, World
+from tests.fault import head
+from tests.fault.machine import KEY, Service, Surroundings
+
+pytestmark = pytest.mark.fault
+
+SEED = 7
+
+
+@pytest.fixture
+def around(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Surroundings]:
+    """A Postgres of its own, the API, a receiver."""
+    for name, value in {"SECONDS": "1.5", "UPLOAD": "1"}.items():
+        monkeypatch.setenv(f"LLAMAFLOW_STUB_{name}", value)
+    postgres = start_postgres(tmp_path / "postgres")
+    migrations.upgrade(postgres.url)
+    with receiving() as receiver:
+        own = Settings(
+            state_dir=tmp_path, tools_dir=Settings().tools, database_url=SecretStr(postgres.url), poll_seconds=0.2,
+            lease_seconds=3.0, heartbeat_seconds=0.5, stub_run=True, s3_endpoint=s3_server.endpoint, worker_slots=2,
+            s3_access_key=SecretStr(s3_server.access_key), s3_secret_key=SecretStr(s3_server.secret_key),
+            nextflow=head.install(tmp_path), webhook_allow=receiver.allow,
+            task_env=["LLAMAFLOW_STUB_SECONDS", "LLAMAFLOW_STUB_UPLOAD"],
+        )  # fmt: skip
+        World(own, Database.from_settings(own)).put(
+            "train.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+        )
+        with serving(own) as url:
+            headers = {"authorization": f"Bearer {KEY}"}
+            with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
+                yield Surroundings(own, postgres.admin_url, http, receiver)
+    postgres.stop()
+
+
+def play(around: Surroundings, number: int, *, examples: int, steps: int) -> None:
+    """Examples from one seed; a failure tells the seed and what was done."""
+    made = type("Seeded", (Service,), {"around": around})
+    how = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck), print_blob=True,
+    )  # fmt: skip
+    print(f"seed {number}", flush=True)
+    try:
+        run_state_machine_as_test(seed(number)(made), settings=how)
+    except BaseException:
+        print(
+            f"failed with seed {number} (make chaos SEED={number}), after:\n  " + "\n  ".join(around.told), flush=True
+        )
+        raise
+
+
+def test_whatever_is_asked_and_whatever_dies_the_audit_holds(around: Surroundings) -> None:
+    play(around, SEED, examples=1, steps=8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_chaos(around: Surroundings) -> None:
+    first = int(os.environ.get("CHAOS_SEED") or random.randrange(1 << 32))
+    until = time.monotonic() + 60 * float(os.environ.get("CHAOS_MINUTES") or 5)
+    rounds = 0
+    while rounds == 0 or time.monotonic() < until:
+        play(around, first + rounds, examples=1, steps=20)
+        rounds += 1
+    print(f"{rounds} rounds from seed {first}")
