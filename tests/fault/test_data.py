@@ -29,7 +29,7 @@ ROOM = 256 << 20
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "long": (
-        GOOD + b'{"messages": "' + b"x" * 50_000_000 + b'"}\n',
+        lambda: GOOD + b'{"messages": "' + b"x" * 50_000_000 + b'"}\n',
         "line 13: the row is longer than 10,000,000 bytes",
     ),
     "one-line": (lambda: b'{"messages": "' + b"x" * 50_000_000, "line 1: the row is longer than 10,000,000 bytes"),

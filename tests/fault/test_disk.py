@@ -50,9 +50,9 @@ async def test_a_disk_that_fills_up_under_a_training_fails_its_job_and_the_worke
     worker = workers()
     project = await stored.project()
     job_id = await stored.job(project)
-    await until(told(stored, job_id), 90)
+    await until(told(stored, job_id), 240)
     full(trainer_of(job_id).pid, 1)
-    job = (await audit(stored, job_id, ends=("failed",)))[job_id]
+    job = (await audit(stored, job_id, seconds=120, ends=("failed",)))[job_id]
     assert job.error is not None
     assert job.error["code"] == "disk_full"
     assert "The disk is full" in job.error["message"]
@@ -67,14 +67,14 @@ async def test_a_disk_that_is_full_at_the_launch_fails_the_job_and_with_room_aga
     stub_tasks(seconds="0")
     worker = workers()
     project = await stored.project()
-    await until(lambda: registered(stored), 60)
+    await until(lambda: registered(stored), 120)
     full(worker.pid, 0)
     job_id = await stored.job(project)
-    job = await until(lambda: stored.is_over(job_id), 60)
+    job = await until(lambda: stored.is_over(job_id), 120)
     assert (job.status, job.error["code"]) == ("failed", "disk_full")
     assert worker.poll() is None
     empty(worker.pid)
-    await audit(stored, await stored.job(project))
+    await audit(stored, await stored.job(project), seconds=240)
 
 
 async def registered(world: World) -> bool:
@@ -89,9 +89,9 @@ async def test_a_disk_that_fills_up_under_nextflow_fails_the_job_or_is_got_over(
     stub_tasks(seconds="4")
     worker = workers()
     job_id = await stored.job(await stored.project())
-    await until(told(stored, job_id), 90)
+    await until(told(stored, job_id), 240)
     full((await head_of(stored)).pid, 1)
-    job = (await audit(stored, job_id, ends=("failed", "succeeded")))[job_id]
+    job = (await audit(stored, job_id, seconds=120, ends=("failed", "succeeded")))[job_id]
     assert job.error is None or job.error["code"] == "disk_full", job.error
     assert worker.poll() is None
 
@@ -106,12 +106,12 @@ async def test_a_disk_too_small_for_the_dataset_fails_its_download(
     row = b'{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "%s"}]}\n' % (b"x" * 900)
     await asyncio.to_thread(stored.put, "large.jsonl", row * 24_000)
     worker = workers(stub_run=False)
-    await until(lambda: registered(stored), 60)
+    await until(lambda: registered(stored), 120)
     full(worker.pid, 16 << 20)
     job_id = await stored.job(await stored.project(), training_file="s3://llamaflow-data/large.jsonl")
     async with stored.database.transaction() as db:
         await db.execute(text("update jobs set base = :base"), {"base": base.model_dump_json()})
-    job = await until(lambda: stored.is_over(job_id), 120)
+    job = await until(lambda: stored.is_over(job_id), 240)
     assert (job.status, job.error["code"]) == ("failed", "disk_full"), job.error
     assert worker.poll() is None
     assert process.members(label(job_id)) == []
