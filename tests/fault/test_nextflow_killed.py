@@ -27,7 +27,7 @@ async def test_a_training_outlives_its_nextflow_and_is_not_repeated(
     stub_tasks(seconds="5")
     workers()
     job_id = await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     kill((await head_of(stored)).pid)
     await audit(stored, job_id, receiver=receiver)
     assert steps(stored, job_id) == ONCE
@@ -41,7 +41,7 @@ async def test_after_everything_was_killed_the_training_goes_on_from_its_checkpo
 ) -> None:
     stub_tasks(seconds="5")
     first, job_id = workers(), await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     kill(first.pid)
     for member in process.members(label(job_id)):
         kill(member.pid)
@@ -60,7 +60,7 @@ async def test_a_training_that_was_killed_is_tried_again_from_its_checkpoint(
     stub_tasks(seconds="5")
     workers()
     job_id = await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     kill(trainer_of(job_id).pid)
     await audit(stored, job_id, receiver=receiver)
     assert (sorted(steps(stored, job_id)), len(await stored.rows(Run))) == (list(range(1, 11)), 1)
@@ -73,7 +73,7 @@ async def test_nextflow_and_the_training_killed_together_go_on_from_the_checkpoi
     stub_tasks(seconds="5")
     workers()
     job_id = await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     head, trainer = await head_of(stored), trainer_of(job_id)
     kill(head.pid)
     kill(trainer.pid)
@@ -88,7 +88,7 @@ async def test_the_shim_killed_alone_does_not_lose_the_training(
     stub_tasks(seconds="5")
     workers()
     job_id = await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     (run,) = await stored.rows(Run)
     kill(run.pid)
     await audit(stored, job_id, receiver=receiver)
@@ -105,7 +105,7 @@ async def test_nextflow_killed_in_any_other_stage_is_started_again(
     stub_tasks(seconds="1", slow=f"{stage.partition('_')[0].lower()}=4")
     workers()
     job_id = await begin(stored, receiver)
-    await until(lambda: running(stored, stage), 60)
+    await until(lambda: running(stored, stage), 180)
     head = await head_of(stored)
     members = process.members(label(job_id)) if with_tasks else [head]
     for member in members:

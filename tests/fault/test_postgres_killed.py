@@ -47,7 +47,7 @@ async def test_a_job_outlives_the_death_of_its_database(
         return bool(((await world.get(job_id)).progress or {}).get("step"))
 
     async with world.working(), world.working():
-        await until(training, 60)
+        await until(training, 180)
         fence = (await world.get(job_id)).fence
         for _ in range(2):
             await asyncio.to_thread(servers[-1].kill)

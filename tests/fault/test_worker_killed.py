@@ -32,7 +32,7 @@ async def test_a_training_outlives_its_worker_and_is_adopted(
 ) -> None:
     stub_tasks(seconds="5")
     first, job_id = workers(), await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     kill(first.pid)
     await asyncio.to_thread(first.wait)
     workers()
@@ -46,11 +46,11 @@ async def test_a_worker_that_slept_past_its_lease_writes_nothing_more(
 ) -> None:
     stub_tasks(seconds="5")
     first, job_id = workers(), await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     first.send_signal(signal.SIGSTOP)
     fence = (await stored.get(job_id)).fence
     workers()
-    await until(lambda: taken(stored, job_id, fence), 30)
+    await until(lambda: taken(stored, job_id, fence), 120)
     first.send_signal(signal.SIGCONT)
     await audit(stored, job_id, receiver=receiver)
     assert steps(stored, job_id) == ONCE
@@ -61,11 +61,11 @@ async def test_a_worker_that_is_asked_to_go_hands_its_run_to_another_at_once(
 ) -> None:
     stub_tasks(seconds="5")
     first, job_id = workers(lease_seconds=600.0), await begin(stored, receiver)
-    await until(lambda: saved(stored), 60)
+    await until(lambda: saved(stored), 180)
     fence = (await stored.get(job_id)).fence
     workers(lease_seconds=600.0)
     first.terminate()
-    await until(lambda: taken(stored, job_id, fence), 30)
+    await until(lambda: taken(stored, job_id, fence), 120)
     assert await asyncio.to_thread(first.wait, 30) == 0
     await audit(stored, job_id, receiver=receiver)
     assert (steps(stored, job_id), len(await stored.rows(Run))) == (ONCE, 1)
@@ -79,7 +79,7 @@ async def test_a_worker_killed_in_any_other_stage_is_followed_by_another(
 ) -> None:
     stub_tasks(seconds="1", slow=f"{STAGES[stage]}=4")
     first, job_id = workers(), await begin(stored, receiver)
-    await until(lambda: running(stored, stage), 60)
+    await until(lambda: running(stored, stage), 180)
     kill(first.pid)
     await asyncio.to_thread(first.wait)
     workers()
@@ -99,7 +99,7 @@ async def test_a_worker_killed_between_two_statuses_is_followed_by_another(
         job = await stored.get(job_id)
         return job.status == status and job.worker_id is not None
 
-    await until(reached, 60)
+    await until(reached, 180)
     kill(first.pid)
     await asyncio.to_thread(first.wait)
     workers()
@@ -114,7 +114,7 @@ async def test_workers_killed_again_and_again_do_not_end_a_job_that_makes_progre
     stub_tasks(seconds="20")
     first, job_id = workers(), await begin(stored, receiver)
     for number in range(2, 9, 2):
-        await until(lambda number=number: reached_step(stored, job_id, number), 60)
+        await until(lambda number=number: reached_step(stored, job_id, number), 180)
         kill(first.pid)
         await asyncio.to_thread(first.wait)
         first = workers()
