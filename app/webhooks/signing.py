@@ -59,7 +59,7 @@ async def newest(db: AsyncSession, endpoint_ids: list[str]) -> dict[str | None, 
     """Endpoint → its newest secret."""
     query = select(SigningSecret.endpoint_id, SigningSecret.secret).where(SigningSecret.endpoint_id.in_(endpoint_ids))
     rows = (await db.execute(query.order_by(SigningSecret.created_at))).all()
-    return {endpoint_id: secret for endpoint_id, secret in rows}
+    return {row.endpoint_id: row.secret for row in rows}
 
 
 async def forget(db: AsyncSession, endpoint_id: str) -> None:

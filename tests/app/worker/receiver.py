@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,8 @@ class Receiver:
 
 
 @contextmanager
-def receiving(*answers: Any) -> Iterator[Receiver]:
-    """A receiver, until the block ends."""
+def receiving(*answers: Any, tls: ssl.SSLContext | None = None, port: int = 0) -> Iterator[Receiver]:
+    """A receiver, until the block ends; tls: it speaks https; port: not a free one, but this."""
     receiver = Receiver(list(answers) or [200])
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,8 +63,10 @@ def receiving(*answers: Any) -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     receiver.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -93,7 +96,8 @@ def answer(handler: BaseHTTPRequestHandler, receiver: Receiver, how: Any) -> Non
     handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name, value)
-    handler.send_header("content-length", str(len(body)))
+    if "content-length" not in headers:
+        handler.send_header("content-length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
 

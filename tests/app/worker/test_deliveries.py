@@ -23,8 +23,9 @@ pytestmark = pytest.mark.db
 
 
 @asynccontextmanager
-async def delivering(world: World, receiver: Receiver, workers: int = 1) -> AsyncIterator[None]:
-    settings = world.settings.model_copy(update={"webhook_allow": receiver.allow, "webhook_timeout": 1.0})
+async def delivering(world: World, *receivers: Receiver, workers: int = 1) -> AsyncIterator[None]:
+    allowed = [entry for receiver in receivers for entry in receiver.allow]
+    settings = world.settings.model_copy(update={"webhook_allow": allowed, "webhook_timeout": 1.0})
     context = Context(settings, world.database, presence.myself(settings))
     loops = [asyncio.create_task(Deliveries(context).deliver_for_ever()) for _ in range(workers)]
     yield
@@ -86,7 +87,9 @@ async def test_a_410_ends_it_and_its_endpoint(world: World) -> None:
                 await lifecycle.cancelled(db, await lifecycle.lock(db, job_id), fence=None)
             row = await until(lambda: is_settled(world))
     assert (row.status, row.attempts) == ("dead", 1)
-    assert (await world.rows(WebhookEndpoint))[0].disabled_at is not None
+    [ended] = await world.rows(WebhookEndpoint)
+    assert ended.disabled_at is not None
+    assert "410" in ended.disabled_reason
 
 
 async def test_a_wrong_answer_waits_for_the_slow_schedule(world: World) -> None:
