@@ -29,7 +29,7 @@ READING = {"/v1/chat/completions", f"{JOBS}/estimate", "/v1/fine_tuning/sweeps",
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{endpoint_id}": {"name": "other"},
     "/v1/webhook_endpoints/{endpoint_id}/test": {"event_type": "fine_tuning.job.succeeded"},
-    "/internal/runs/mirror": {"holder": "me", "mirror": {"train_key": "x", "files": []}},
+    "/internal/runs/mirror": {"holder": "somebody", "mirror": {"train_key": "x", "files": []}},
 }
 """What a route needs to be asked at all."""
 MISSING = "zZ9"
