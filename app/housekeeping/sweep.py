@@ -18,6 +18,7 @@ LOCK = "llamaflow.housekeeping"
 PATIENCE_SECONDS = 300.0
 DUTIES = (
     cancels.finish,
+    cancels.late_objects,
     folders.clear,
     objects.count_sweep,
     objects.orphans,

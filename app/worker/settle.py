@@ -43,6 +43,7 @@ else:
     S3Client = Any
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
+LATE_OBJECT_SECONDS = 2.0
 T = TypeVar("T")
 log = structlog.get_logger("worker.settle")
 
@@ -184,7 +185,11 @@ async def cancel(context: Context, hand: Hand, job: Job, run: Run | None) -> Non
 
 async def _remove(context: Context, hand: Hand, prefix: str) -> None:
     try:
-        removed = await _insist_on_s3(hand, lambda: objects.remove(connect(context.settings), prefix))
+        removed = last = await _insist_on_s3(hand, lambda: objects.remove(connect(context.settings), prefix))
+        while last:  # an upload was under way: what S3 had received of it when it was ended may appear a moment later
+            await asyncio.sleep(LATE_OBJECT_SECONDS)
+            last = await _insist_on_s3(hand, lambda: objects.remove(connect(context.settings), prefix))
+            removed += last
     except StepError as problem:  # no such bucket, or no right to remove: then nothing was put there either
         log.warning("not_removed", job=hand.job_id, prefix=prefix, error=problem.message)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator
 
@@ -19,6 +20,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 JOBS = 14
 AT_ONCE = 2
+ASKED = 12
+"""Times that a job is meddled with; then it is only asked to go on."""
 CODES = {"job_not_cancellable", "job_not_pausable", "job_not_resumable"}
 
 
@@ -30,10 +33,12 @@ async def asks(stored: World) -> AsyncIterator[Asks]:
 
 async def meddle(asks: Asks, job_id: str, dice: random.Random) -> bool:
     """Ask for things until the job has ended; whether a cancel was accepted."""
-    cancelled = False
-    while (await asks.world.get(job_id)).status not in FINAL:
+    cancelled, fatal = False, dice.choice([None, dice.randrange(ASKED)])
+    for number in itertools.count():
+        if (await asks.world.get(job_id)).status in FINAL:
+            break
         await asyncio.sleep(dice.choice([0.0, 0.05, 0.3, 1.0, 3.0]))
-        action = dice.choices(["pause", "resume", "cancel"], [4, 6, 1])[0]
+        action = "cancel" if number == fatal else dice.choice(["pause", "resume"]) if number < ASKED else "resume"
         answer = await asks(job_id, action)
         if answer.status_code == 200:
             cancelled = cancelled or action == "cancel"
@@ -57,6 +62,8 @@ async def test_whoever_meddles_an_accepted_cancel_never_ends_succeeded(
                 return job_id, await meddle(asks, job_id, random.Random(f"{seed} {number}"))
 
         cancelled = dict(await asyncio.gather(*(one(number) for number in range(JOBS))))
+        left = {job: stored.keys(f"model/{job}/") for job, gone in cancelled.items() if gone}
+        assert not any(left.values()), {job: (keys, await stored.messages(job)) for job, keys in left.items() if keys}
         found = await audit(stored, ends=("succeeded", "cancelled"))
     assert {job: found[job].status == "cancelled" for job in cancelled} == cancelled
     assert len(set(cancelled.values())) == 2, "the dice met one case only"

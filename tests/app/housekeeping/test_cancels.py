@@ -34,6 +34,17 @@ async def test_what_the_request_did_not_finish_a_sweep_does(stored: World) -> No
     assert await stored.rows(AdapterVersion) == []
 
 
+async def test_an_object_that_came_after_the_cancel_is_removed(stored: World) -> None:
+    job_id = await half_cancelled(stored, 90)
+    await sweep(stored.settings, stored.database)
+    async with stored.database.transaction() as db:
+        await db.execute(text("update jobs set started_at = created_at where id = :id"), {"id": job_id})
+    stored.put(f"model/{job_id}/adapter/late", b"x")
+    said = await sweep(stored.settings, stored.database)
+    assert f"Removed 1 object that came after {job_id} was cancelled." in said
+    assert stored.keys(f"model/{job_id}/") == []
+
+
 async def test_a_request_that_may_still_be_at_it_is_left_alone(stored: World) -> None:
     job_id = await half_cancelled(stored, 5)
     await sweep(stored.settings, stored.database)
