@@ -32,7 +32,7 @@ def launcher(world: World, script: str) -> None:
 
 async def ended(world: World, job_id: str) -> Any:
     async with world.working():
-        return await until(lambda: world.is_over(job_id))
+        return await until(lambda: world.is_over(job_id), 90)
 
 
 async def left_run(world: World, job_id: str, boot_id: str) -> Run:
