@@ -134,7 +134,10 @@ def test_a_hostile_dataset_fails_in_prepare_data_with_its_line(tmp_path: Path, b
 
 
 @pytest.mark.slow
-def test_a_bomb_of_good_rows_is_told_by_how_much_it_grows(tmp_path: Path, base: Path) -> None:
-    packed = gzip.compress(GOOD * (400_000_000 // len(GOOD)), 9)
-    error = prepare(tmp_path, base, packed, "0001.jsonl.gz")
+async def test_a_bomb_of_good_rows_is_told_by_how_much_it_grows(stored: World) -> None:
+    row = {"messages": [{"role": "user", "content": "x" * 5_000_000}, {"role": "assistant", "content": "A"}]}
+    packed = gzip.compress((json.dumps(row) + "\n").encode() * 80, 9)
+    await asyncio.to_thread(stored.put, "hostile/good.jsonl.gz", packed)
+    env = environment(stored.settings) | {"LLAMAFLOW_VALIDATE_BYTES": str(1 << 30)}
+    (error,) = await asyncio.to_thread(said, CHECK, f"s3://{BUCKET}/hostile/good.jsonl.gz", env=env)
     assert (error["code"], "grows more than 200-fold" in error["message"]) == ("invalid_file_format", True), error
