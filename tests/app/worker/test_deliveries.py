@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app.adapters.service import register_version
 from app.jobs import lifecycle
-from app.models import DeliveryAttempt, SigningSecret, WebhookDelivery, WebhookEndpoint, new_id
-from app.worker import presence
+from app.models import Checkpoint, DeliveryAttempt, SigningSecret, WebhookDelivery, WebhookEndpoint, new_id
+from app.worker import presence, record
 from app.worker.context import Context
 from app.worker.deliveries import Deliveries
+from app.worker.training import Note, Story
 from tests.app.worker.receiver import Receiver, receiving
 from tests.app.worker.services import SECRET, World, until
 
@@ -130,3 +133,18 @@ async def test_a_worker_that_died_after_the_post_leaves_it_to_be_sent_again(worl
         async with delivering(world, receiver):
             row = await until(lambda: is_settled(world))
     assert (row.status, row.attempts, len(receiver.received)) == ("delivered", 1, 1)
+
+
+async def test_a_callback_that_names_them_is_told_of_checkpoints_and_of_the_promotion(world: World) -> None:
+    job_id = await world.job(await world.project(), callback="http://127.0.0.1:9/", suffix="told")
+    async with world.database.transaction() as db:
+        job = await lifecycle.lock(db, job_id)
+        job.callback_events = ["fine_tuning.job.checkpoint", "adapter.promoted"]
+        for _ in range(2):  # after a resume a step may be reached a second time
+            await record._train(db, job, Story([Note("checkpoint", "saved", {"step": 5})], None, {}))
+        await register_version(db, job, {"id": "tiny"}, "s3://x/", "0" * 64, {})
+    (saved,) = await world.rows(Checkpoint)
+    *points, promoted = [json.loads(row.body) for row in await world.rows(WebhookDelivery)]
+    told = {"id": saved.id, "step_number": 5, "metrics": {"step": 5}}
+    assert [body["data"]["checkpoint"] for body in points] == [told, told]
+    assert (promoted["type"], promoted["data"]["adapter"]["version"]) == ("adapter.promoted", 1)
