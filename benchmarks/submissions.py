@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -140,6 +141,7 @@ def _postgres(place: Place) -> float:
     server = psutil.Process(pid)
     total = 0.0
     for process in [server, *server.children(recursive=True)]:
-        times = process.cpu_times()
-        total += times.user + times.system + times.children_user + times.children_system
+        with contextlib.suppress(psutil.NoSuchProcess):  # its session ended meanwhile, and its parent counts it
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
     return total
