@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.client import Client
 from app.jobs.cli import Commands, console
 from app.settings import get_settings
+
+ID = Column("id", no_wrap=True, overflow="ignore")
 
 
 @click.group(cls=Commands)
@@ -19,13 +23,14 @@ def webhooks() -> None:
 
 
 def _call(method: str, path: str, **given: Any) -> Any:
-    return Client.from_settings(get_settings()).call(method, path, **given)
+    with closing(Client.from_settings(get_settings())) as client:
+        return client.call(method, path, **given)
 
 
 @webhooks.command("list")
 def list_endpoints() -> None:
     """The project's endpoints."""
-    table = Table("id", "name", "url", "events", "state", box=None)
+    table = Table(replace(ID), "name", "url", "events", "state", box=None)
     for row in _call("GET", "/webhook_endpoints", params={"limit": 100})["data"]:
         state = row["disabled_reason"] or "told"
         table.add_row(row["id"], row["name"], row["url"], " ".join(row["event_types"]), state)
@@ -90,7 +95,7 @@ def deliveries(job_id: str | None, status: str | None, limit: int) -> None:
     if job_id and status:
         raise click.UsageError("--status is for the project's deliveries, without a job.")
     params = {"limit": limit} | ({"status": status} if status else {})
-    table = Table("id", "created", "type", "url", "status", "tries", "last", box=None)
+    table = Table(replace(ID), "created", "type", "url", "status", "tries", "last", box=None)
     for row in _call("GET", path, params=params)["data"]:
         created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
         last = row["attempts"][-1] if row["attempts"] else {}

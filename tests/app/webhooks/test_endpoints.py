@@ -246,6 +246,7 @@ def test_the_command_line_makes_tests_and_lists(service: Service, monkeypatch: p
         assert "whsec_" in rotated
         assert secret not in rotated
         assert endpoint in run(main, ["webhooks", "list"]).stdout
-        assert "whd_" in run(main, ["webhooks", "deliveries"]).stdout
+        assert run(main, ["webhooks", "deliveries", "--status", "dead"]).exit_code == 0
+        assert "whsec_" in run(main, ["webhooks", "rotate"]).stdout
         assert "whsec_" in run(main, ["webhooks", "secret"]).stdout
         assert "is deleted" in run(main, ["webhooks", "delete", endpoint]).stdout
