@@ -62,10 +62,6 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def close(self) -> None:
-        """Hang up."""
-        self._http.close()
-
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """One request; the decoded JSON, or text where the answer is not JSON.
 
