@@ -179,7 +179,9 @@ class Settings(BaseSettings):
         description="Certificate authorities (PEM) that https receivers may have, besides the public ones.",
     )
 
-    @field_validator("worker_profiles", "path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before")
+    @field_validator(
+        "worker_profiles", "path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

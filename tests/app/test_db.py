@@ -49,7 +49,7 @@ async def test_a_connection_that_was_cut_while_it_lay_in_the_pool_is_replaced(
 async def test_a_connection_that_is_cut_in_a_transaction_is_an_outage_and_is_replaced(
     pool: Database, api_postgres: PostgresServer
 ) -> None:
-    with pytest.raises(OperationalError) as caught:
+    with pytest.raises(OperationalError) as caught:  # noqa: PT012  the cut is inside the transaction
         async with pool.transaction() as db:
             [(pid,)] = await rows(db, "select pg_backend_pid()", {})
             cut(api_postgres, pid)
@@ -71,7 +71,7 @@ async def test_a_statement_of_its_own_is_committed_and_a_mistake_in_it_is_told_a
 
 async def test_what_runs_beside_the_session_is_rolled_back_with_it(pool: Database) -> None:
     await pool.first("create table if not exists beside (id int)", {})
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  what ends the transaction
         async with pool.transaction() as db:
             await rows(db, "insert into beside values (1)", {})
             raise ZeroDivisionError
