@@ -21,6 +21,7 @@ Schema = dict[str, Any]
 
 MAX_SENTENCES = 5
 SHOWN_CHARACTERS = 80
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 PATTERNS = {
     S3_URI.pattern: "an S3 address such as s3://bucket/prefix/",
     r"^[a-z0-9-]{1,64}$": "1 to 64 of a-z, 0-9 and -",
@@ -252,7 +253,7 @@ def unstorable(value: Any, path: str = "") -> None:
         BadRequest: `invalid_value`: a NUL character, or half of a surrogate pair.
     """
     if isinstance(value, str):
-        if "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        if UNSTORABLE.search(value):
             raise BadRequest(
                 f"{path or 'The body'} holds a character that cannot be stored (NUL or half of a surrogate pair).",
                 code="invalid_value",
