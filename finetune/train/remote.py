@@ -151,7 +151,7 @@ class RemoteFolder(TrainFolder):
             try:
                 self._carry()
                 pause = BEAT_SECONDS
-            except (Away, FileNotFoundError):  # a checkpoint may be removed while it is read: there is a newer one
+            except Away:
                 self._changed.set()
                 self._ending.wait(pause)
                 pause = min(2 * pause, PAUSE_SECONDS)
@@ -233,19 +233,35 @@ class RemoteFolder(TrainFolder):
             return bool(whole)
 
     def _carry(self) -> None:
-        """Bring what is new to S3, then tell what led to it, and last the record of all there is."""
-        here = self._files()
-        entries = [self._entry(name, path) for name, path in here]
-        places = {entry.sha256: path for entry, (_, path) in zip(entries, here, strict=True)}
-        for piece in _pieces([entry for entry in entries if entry.sha256 not in self._there]):
-            url = self._service.addresses("put", [piece])[piece.sha256]  # one by one: an address does not hold for long
-            self._service.put(url, places[piece.sha256], piece)
-            self._there.add(piece.sha256)
+        """Bring what is new to S3, newest first, then tell what led to it, and last the record of all there is."""
+        entries: list[Entry] = []
+        for place in [*reversed(self.checkpoints()), self.adapter]:
+            with suppress(FileNotFoundError):  # a checkpoint may be removed while it is read: there is a newer one
+                entries += self._carry_files({f"{place.name}/{path.name}": path for path in sorted(place.iterdir())})
+        entries += self._carry_files(self._snapshots())
         older = [entry for name in self._older for entry in self._older[name]]
         record = Mirror(train_key=self._key, files=[*entries, *older])
         self._send_all()
         self._service.write_record(record)
         self._there = {entry.sha256 for entry in record.files}
+
+    def _carry_files(self, files: dict[str, Path]) -> list[Entry]:
+        entries = [self._entry(name, path) for name, path in files.items()]
+        for entry in entries:
+            if entry.sha256 not in self._there:
+                piece = Piece(sha256=entry.sha256, size=entry.size)
+                url = self._service.addresses("put", [piece])[piece.sha256]  # for each: it does not hold for long
+                self._service.put(url, files[entry.path], piece)
+                self._there.add(piece.sha256)
+        return entries
+
+    def _snapshots(self) -> dict[str, Path]:
+        """Copies of the files that are written again while the training goes on: what is hashed is what is sent."""
+        found = {}
+        for name in ("metrics.csv", "result.json"):
+            with suppress(FileNotFoundError):
+                found[name] = Path(shutil.copyfile(self.path / name, self.path / f".carried-{name}"))
+        return found
 
     def _entry(self, name: str, path: Path) -> Entry:
         stat = path.stat()
@@ -253,12 +269,6 @@ class RemoteFolder(TrainFolder):
         if version not in self._hashes:
             self._hashes[version] = file_sha256(path)
         return Entry(path=name, sha256=self._hashes[version], size=stat.st_size)
-
-    def _files(self) -> list[tuple[str, Path]]:
-        places = [*self.checkpoints(), *([self.adapter] if self.adapter.is_dir() else [])]
-        inside = [(f"{place.name}/{path.name}", path) for place in places for path in sorted(place.iterdir())]
-        own = [(name, self.path / name) for name in ("metrics.csv", "result.json")]
-        return [*inside, *((name, path) for name, path in own if path.is_file())]
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """Do `work` until it is answered.
