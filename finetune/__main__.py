@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from finetune import environment
 from finetune.exit_codes import StepError, nextflow_config
+from finetune.folding import folded
 from finetune.progress import write_atomic
 from finetune.steps import STEP_FILES, StepFile
 
@@ -86,7 +87,8 @@ def guarded(work: Any, out: Path) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     (out / "error.json").unlink(missing_ok=True)
     try:
-        return int(work() or 0)
+        with folded():
+            return int(work() or 0)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

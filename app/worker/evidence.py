@@ -59,10 +59,17 @@ def judge(run_folder: Path, record: ExitRecord | None) -> Verdict:
     if any(row.status == "ABORTED" for row in rows):
         return LOST
     said = progress.tail(run_folder / "stdout.log") + progress.tail(run_folder / "stderr.log")
-    if LOCKED in said:
+    if LOCKED in said or _broke_off(run_folder):
         return LOST
     full = any(words in said for words in FULL)
     return _failed("disk_full") if full else _failed("internal_error", _nextflow_said(said))
+
+
+def _broke_off(run_folder: Path) -> bool:
+    """Whether Nextflow ended in the middle of its work without a word about why: where nothing can be written, it cannot say so."""
+    lines = progress.tail(run_folder / "stdout.log").strip().splitlines()
+    quiet = not progress.tail(run_folder / "stderr.log").strip()
+    return quiet and bool(lines) and lines[-1].startswith("[") and "Submitted process" in lines[-1]
 
 
 def _judge_task(row: Row, rows: list[Row]) -> Verdict:

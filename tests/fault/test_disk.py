@@ -91,7 +91,7 @@ async def test_a_disk_that_fills_up_under_nextflow_fails_the_job_or_is_got_over(
     job_id = await stored.job(await stored.project())
     await until(told(stored, job_id), 240)
     full((await head_of(stored)).pid, 1)
-    job = (await audit(stored, job_id, seconds=120, ends=("failed", "succeeded")))[job_id]
+    job = (await audit(stored, job_id, seconds=120, fetches=2, ends=("failed", "succeeded")))[job_id]
     assert job.error is None or job.error["code"] == "disk_full", job.error
     assert worker.poll() is None
 
