@@ -125,7 +125,7 @@ async def test_a_killed_training_goes_on_elsewhere_from_its_checkpoint(tasks: Ta
 @pytest.mark.slow
 async def test_who_comes_second_waits_and_takes_over_what_was_trained(tasks: Tasks, start: Start) -> None:
     task = await tasks()
-    first = start(task, seconds=4)
+    first = start(task, seconds=20)
     await until_true(lambda: steps_told(task), 60)
     second = start(task)
     await until_true(lambda: "Another process trains this job; waiting for it." in second.said(), 60)
