@@ -107,7 +107,7 @@ async def test_runs_that_a_restored_database_does_not_know_are_ended_and_new_job
     backup: Backup, stub_tasks: Callable[..., None]
 ) -> None:
     world = backup.world
-    stub_tasks(seconds="4")
+    stub_tasks(seconds="1")
     project = await world.project()
     waiting = await world.job(project, suffix="waiting")
     async with world.working(worker_slots=0):
@@ -118,6 +118,7 @@ async def test_runs_that_a_restored_database_does_not_know_are_ended_and_new_job
         await until(lambda: world.is_over(waiting), 240)
         done = await world.job(project, suffix="done")
         await until(lambda: world.is_over(done), 240)
+        stub_tasks(seconds="120")
         running = await world.job(project, suffix="running")
         await until(lambda: is_training(world, running), 240)
     await sweep(world.settings, world.database)
@@ -133,6 +134,7 @@ async def test_runs_that_a_restored_database_does_not_know_are_ended_and_new_job
     assert [finding for finding in await doctor(world, repair=True) if "no whole result" not in finding.problem] == []
     assert process.members(label(running)) == []
     assert {(await world.get(job_id)).status for job_id in (waiting, done)} == {"succeeded"}
+    stub_tasks(seconds="1")
     fresh = await world.job(project, suffix="fresh")
     async with world.working():
         job = await until(lambda: world.is_over(fresh), 240)
