@@ -26,7 +26,7 @@ def test_a_prefix_takes_dataset_files_in_order_and_nothing_else(storage: Any) ->
     for name in ("b.csv", "a.jsonl", "c.JSON.GZ", "notes.txt", "model.safetensors", "deeper/d.zst"):
         storage.put(f"pin/many/{name}", b"x")
     found = [uri.removeprefix(storage.uri("pin/many/")) for uri, _, _ in pin(storage, storage.uri("pin/many/"))]
-    assert found == ["a.jsonl", "c.JSON.GZ"]
+    assert found == ["a.jsonl", "b.csv", "c.JSON.GZ", "deeper/d.zst"]
 
 
 @pytest.mark.parametrize(
