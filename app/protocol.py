@@ -50,7 +50,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._wait_for_head()
         for start in range(0, len(data), SLICE):
             part = data[start : start + SLICE]
-            self._head += len(part)
+            self._head += len(part) if self._in_head else 0
             super().data_received(part)
             if self._in_head and self._head > MAX_HEAD:
                 self._refuse()
@@ -66,7 +66,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body is whole: what comes next is a head."""
         super().on_message_complete()
-        self._in_head = True
+        self._in_head, self._head = True, 0
 
     def pause_writing(self) -> None:
         """The client takes less than it is sent."""

@@ -74,6 +74,16 @@ def test_a_huge_head_is_refused_before_it_fills_the_memory(service: Service, hug
         assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_body_that_comes_with_its_head_is_no_head(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_HEAD", 1000)
+    monkeypatch.setattr(protocol, "SLICE", 500)
+    body = json.dumps(job_body(metadata={"key": "x" * 4000})).encode()
+    with raw(service) as connection:
+        for _ in range(3):
+            connection.sendall(head(f"content-length: {len(body)}") + body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_body_that_stops_coming_is_a_408(service: Service) -> None:
     with serving_with(service, stall_seconds=0.5) as slow:
         for body in (head("content-length: 100000") + b'{"model"', head("transfer-encoding: chunked") + b"1\r\n{\r\n"):
