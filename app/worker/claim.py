@@ -53,6 +53,8 @@ class Claimant:
         memory: GB that are left on this machine; None for as much as is asked for.
         runs: Which runs folder this worker has: workers with the same one share its disk.
         dead: Workers known to be dead: their leases need not be waited for.
+        held: The jobs this worker knows it holds; one that is its own beside these is taken again: the answer to its claim
+            was lost. None to take no job of its own.
         take_over_until: Until when, by the database's clock, expired leases may be taken; see outage.py.
     """
 
@@ -66,6 +68,7 @@ class Claimant:
     memory: float | None = None
     runs: str | None = None
     dead: list[str] = field(default_factory=list)
+    held: list[str] | None = None
     take_over_until: datetime = ALWAYS
 
 
@@ -84,13 +87,14 @@ async def _claim(db: AsyncSession, statement: str, who: Claimant) -> Claim | Non
     known: dict[str, Any] = vars(who) | {"host_bound": list(HOST_BOUND)}
     used = {name: value for name, value in known.items() if f":{name}" in statement}
     types: list[Any] = [
-        bindparam(name, type_=ARRAY(Text)) for name in ("dead", "profiles", "host_bound") if name in used
+        bindparam(name, type_=ARRAY(Text)) for name in ("dead", "held", "profiles", "host_bound") if name in used
     ]
     prepared = text(statement).bindparams(*types)
     for _ in range(TRIES):
         row = (await db.execute(prepared, used)).one()
         if row.id is not None:
-            return Claim(row.id, row.fence, row.previous, row.memory if row.profile in HOST_BOUND else 0.0)
+            previous = None if row.previous == who.worker else row.previous
+            return Claim(row.id, row.fence, previous, row.memory if row.profile in HOST_BOUND else 0.0)
         if row.jobs == 0:
             break
     return None

@@ -167,6 +167,7 @@ class Pool:
             worker=me.id, lease=settings.lease_seconds, host=me.host, boot_id=me.here.boot_id,
             pid_namespace=me.here.pid_namespace, profiles=me.capacity.profiles, host_lost_after=settings.host_lost_after,
             memory=None if memory is None else memory - held, runs=me.capacity.runs, dead=dead,
+            held=list(self._held),
             take_over_until=self._recovery.until,
         )  # fmt: skip
 

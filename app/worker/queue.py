@@ -20,6 +20,7 @@ AT_ONCE = 32
 _FREE = """(
     j.worker_id is null
     or j.worker_id = any(:dead)
+    or (j.worker_id = :worker and j.id <> all(cast(:held as text[])))
     or (j.lease_until < clock_timestamp() and clock_timestamp() < cast(:take_over_until as timestamptz))
 )"""
 

@@ -77,6 +77,15 @@ async def test_a_live_lease_is_left_alone(world: World) -> None:
     assert await take(world, BOB) is None
 
 
+async def test_a_claim_whose_answer_was_lost_is_made_again_by_the_same_worker_and_is_no_takeover(world: World) -> None:
+    job = await world.job(await world.project(), status="queued")
+    lost = await take(world, replace(ANN, held=[]))
+    assert lost is not None
+    assert await take(world, replace(ANN, held=[job])) is None
+    assert await take(world, replace(BOB, held=[])) is None
+    assert await take(world, replace(ANN, held=[])) == Claim(job, lost.fence + 1, None)
+
+
 async def test_an_owner_renews_an_expired_lease_while_its_fence_stands(world: World) -> None:
     await world.job(await world.project(), status="queued")
     mine = await take(world, ANN)
