@@ -78,7 +78,8 @@ async def test_the_official_client_makes_one_job_although_the_first_answer_was_l
         OpenAI(base_url=f"http://127.0.0.1:{cable.port}/v1", api_key="lf-alpha") as client,
     ):
         made = await asyncio.to_thread(client.fine_tuning.jobs.create, **BODY)
-    assert (len(lost), cable.cuts) == (1, 1)
+        assert cable.cuts >= 1
+    assert len(lost) == 1
     assert [job.id for job in await stored.rows(Job)] == [made.id]
 
 

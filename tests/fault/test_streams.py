@@ -72,6 +72,14 @@ class Subscriber:
         """The connection, behind the head of the answer. window: how much the kernel takes for a reader that sleeps."""
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        try:
+            self._ask(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _ask(self, made: socket.socket) -> None:
         made.settimeout(30)
         made.connect(("127.0.0.1", self.port))
         request = [
@@ -84,7 +92,6 @@ class Subscriber:
             if not (byte := made.recv(1)):
                 raise ConnectionError
             head += byte
-        return made
 
     def take(self, connection: socket.socket) -> None:
         """Read until the connection ends, and forget what came of an event whose end did not come, as every client does."""
