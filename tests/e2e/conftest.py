@@ -22,7 +22,7 @@ from app.embedded.background import Running, start
 from app.settings import Settings
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DEADLINE = 280
+DEADLINE = 900
 
 
 @dataclass

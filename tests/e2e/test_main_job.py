@@ -19,7 +19,7 @@ from app.embedded.background import Running
 from app.settings import Settings
 from tests.e2e.conftest import MODEL, Finished, manifest, run_folder, s3_client
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 PROCESSES = {"DOWNLOAD_DATA", "FETCH_MODEL", "PREPARE_DATA", "FINE_TUNE", "EVALUATE", "UPLOAD_MODEL"}
 
