@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd
@@ -25,70 +25,61 @@ class Damaged(Exception):
     """The data cannot be unpacked; the message says why."""
 
 
-class Unpacker(Protocol):
-    """Unpacks one gzip member or zstd frame."""
+class Unpacker:
+    """Unpacks one gzip member or zstd frame.
+
+    Args:
+        undo: The library's decompressor of it.
+    """
+
+    def __init__(self, undo: Any) -> None:
+        self._undo = undo
 
     @property
     def eof(self) -> bool:
         """Whether its end was reached."""
-        ...
+        return bool(self._undo.eof)
 
     @property
     def unused_data(self) -> bytes:
         """What was fed after its end."""
-        ...
+        return bytes(self._undo.unused_data)
 
     def plain(self, data: bytes) -> Iterator[bytes]:
-        """Feed `data`; what it unpacks to, at most CHUNK_BYTES at a time."""
-        ...
+        """Feed `data`; what it unpacks to, at most CHUNK_BYTES at a time.
+
+        Raises:
+            Damaged: While iterating.
+        """
+        raise NotImplementedError
 
 
-class Gzip:
+class Gzip(Unpacker):
     """One member of a gzip file."""
 
     def __init__(self) -> None:
-        self._unpack = zlib.decompressobj(wbits=31)
-
-    @property
-    def eof(self) -> bool:
-        """Whether the member's end was reached."""
-        return self._unpack.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        """What was fed after its end."""
-        return self._unpack.unused_data
+        super().__init__(zlib.decompressobj(wbits=31))
 
     def plain(self, data: bytes) -> Iterator[bytes]:
         """Feed `data`; what it unpacks to."""
         try:
-            while made := self._unpack.decompress(data, CHUNK_BYTES):
+            while made := self._undo.decompress(data, CHUNK_BYTES):
                 yield made
-                data = self._unpack.unconsumed_tail
+                data = self._undo.unconsumed_tail
         except zlib.error as problem:
             raise Damaged(f"the gzip data is damaged ({problem})") from None
 
 
-class Zstd:
+class Zstd(Unpacker):
     """One frame of a zstd file."""
 
     def __init__(self) -> None:
-        self._unpack = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
-
-    @property
-    def eof(self) -> bool:
-        """Whether the frame's end was reached."""
-        return self._unpack.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        """What was fed after its end."""
-        return self._unpack.unused_data
+        super().__init__(zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG}))
 
     def plain(self, data: bytes) -> Iterator[bytes]:
         """Feed `data`; what it unpacks to."""
         try:
-            while made := self._unpack.decompress(data, CHUNK_BYTES):
+            while made := self._undo.decompress(data, CHUNK_BYTES):
                 yield made
                 if self.eof:
                     return
@@ -97,7 +88,7 @@ class Zstd:
             raise Damaged(f"the zstd data is damaged ({problem})") from None
 
 
-PACKINGS: tuple[tuple[bytes, Callable[[], Any], str], ...] = (
+PACKINGS: tuple[tuple[bytes, Callable[[], Unpacker], str], ...] = (
     (b"\x1f\x8b", Gzip, "gzip"),
     (b"\x28\xb5\x2f\xfd", Zstd, "zstd"),
 )
