@@ -20,6 +20,9 @@ from tests.fault.audit import lines_of
 Workers = Callable[..., subprocess.Popen[bytes]]
 Behave = Callable[..., None]
 
+ONCE = dict.fromkeys(range(1, 11), 1)
+"""Each of the stub's optimiser steps done a single time, as `steps` counts them."""
+
 
 async def begin(world: World, receiver: Receiver, **spec: Any) -> str:
     """A new job that calls back."""

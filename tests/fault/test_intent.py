@@ -19,11 +19,10 @@ from tests.app.worker.receiver import Receiver
 from tests.app.worker.services import World, kill, until
 from tests.fault.asking import Asks, asking, begin
 from tests.fault.audit import audit, lines_of
-from tests.fault.scene import Behave, Workers, running, steps, trainer_of
+from tests.fault.scene import ONCE, Behave, Workers, running, steps, trainer_of
 
 pytestmark = pytest.mark.fault
 
-ONCE = dict.fromkeys(range(1, 11), 1)
 PROCESSES = {
     "download": "DOWNLOAD_DATA",
     "fetch": "FETCH_MODEL",

@@ -13,12 +13,10 @@ from app.worker.launch import label
 from tests.app.worker.receiver import Receiver
 from tests.app.worker.services import World, kill, until
 from tests.fault.audit import audit
-from tests.fault.scene import Behave, Workers, begin, head_of, running, saved, steps, trainer_of
+from tests.fault.scene import ONCE, Behave, Workers, begin, head_of, running, saved, steps, trainer_of
 from tests.fault.trainers import Trainers
 
 pytestmark = pytest.mark.fault
-
-ONCE = dict.fromkeys(range(1, 11), 1)
 
 
 async def test_a_training_outlives_its_nextflow_and_is_not_repeated(

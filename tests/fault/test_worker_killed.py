@@ -12,12 +12,11 @@ from app.models import Run
 from tests.app.worker.receiver import Receiver
 from tests.app.worker.services import World, kill, until
 from tests.fault.audit import audit
-from tests.fault.scene import Behave, Workers, begin, running, saved, steps
+from tests.fault.scene import ONCE, Behave, Workers, begin, running, saved, steps
 from tests.fault.trainers import Trainers
 
 pytestmark = pytest.mark.fault
 
-ONCE = dict.fromkeys(range(1, 11), 1)
 STAGES = {
     "DOWNLOAD_DATA": "download",
     "FETCH_MODEL": "fetch",
