@@ -190,11 +190,12 @@ async def hanging() -> AsyncIterator[int]:
 
 
 async def test_connections_that_were_cut_are_made_anew(http: httpx.Client, db: Database) -> None:
-    cut = text(
-        "select count(pg_terminate_backend(pid)) from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()"
-    )
+    others = "from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()"
     async with db.transaction() as session:
-        assert (await session.execute(cut)).scalar_one() > 0
+        assert (await session.execute(text(f"select count(pg_terminate_backend(pid)) {others}"))).scalar_one() > 0
+    async with asyncio.timeout(20), db.transaction() as session:
+        while (await session.execute(text(f"select count(*) {others}"))).scalar_one():  # each ends when it reads the signal
+            await asyncio.sleep(0.02)
     answers = [await asyncio.to_thread(http.get, JOBS) for _ in range(3)]
     assert {answer.status_code for answer in answers} == {200}
 
