@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     if args and args[0] in COMMANDS:
         return guarded(lambda: importlib.import_module(COMMANDS[args[0]]).main(args[1:]), Path())
     given = _parser().parse_args(args)
+    if given.step in ("train", "evaluate"):
+        environment.take_gpu()
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     return guarded(lambda: _run(given.step, given.job, Inputs(given.inputs), out), out)

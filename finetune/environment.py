@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from finetune import gpu
 from finetune.exit_codes import StepError
 
 SECRETS = (
@@ -96,6 +97,19 @@ def models_file() -> Path | None:
 def device() -> str:
     """`LLAMAFLOW_DEVICE`: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
     return os.environ.get("LLAMAFLOW_DEVICE") or "auto"
+
+
+def take_gpu() -> None:
+    """Show this process one GPU of several, one that no other step has taken. To be called before torch is imported.
+
+    Nothing is chosen where `LLAMAFLOW_DEVICE` names a device, or where torchrun has started one process for each.
+    """
+    if device() != "auto" or "LOCAL_RANK" in os.environ:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = gpu.listed() if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    if len(names) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu.own(names)
 
 
 def threads() -> int | None:
