@@ -135,7 +135,7 @@ def _trainer(
     return SupervisedTrainer(
         model,
         arguments(folder, given.resolved, given.step.seed, where),
-        base=given.base,
+        write=lambda model, place: adapter.write_weights(model, given.base, place),
         folder=folder,
         resolved=given.resolved,
         splits=(Examples(given.prepared, "train"), Examples(given.prepared, "validation")),

@@ -8,10 +8,8 @@ but speed and memory. Loop, optimiser, clipping, callbacks and resume are the li
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +21,11 @@ from finetune.evaluate.answers import Question, answer
 from finetune.evaluate.heldout import held_out
 from finetune.exit_codes import StepError
 from finetune.model.loading import is_out_of_memory
-from finetune.steps import Base, Resolved
+from finetune.steps import Resolved
 from finetune.train import schedule
-from finetune.train.adapter import write_weights
 from finetune.train.batches import Steps, micro_batches
-from finetune.train.folder import TrainFolder, publish
+from finetune.train.folder import TrainFolder
+from finetune.train.keeping import Keeping, Write
 from finetune.train.loss import pad, score
 from finetune.train.tell import Teller
 from finetune.train.watch import Watch
@@ -69,13 +67,13 @@ def arguments(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.d
     return made
 
 
-class SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """Trains the adapter of a peft model.
+class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
+    """Trains what a technique has left to be trained of a model.
 
     Args:
-        model: Base and adapter.
+        model: Base and adapter, or a base alone.
         args: By `arguments`.
-        base: Named in checkpoints.
+        write: Writes its weights into checkpoints.
         folder: Its train/ folder.
         resolved: What is trained and how.
         splits: Training and validation examples.
@@ -91,7 +89,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
         model: Any,
         args: TrainingArguments,
         *,
-        base: Base,
+        write: Write,
         folder: TrainFolder,
         resolved: Resolved,
         splits: tuple[Examples, Examples],
@@ -101,7 +99,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
         watch: Watch,
         ask: tuple[list[Question], Any],
     ) -> None:
-        self.base, self.folder, self.resolved, self.teller, self.watch = base, folder, resolved, teller, watch
+        self.write, self.folder, self.resolved, self.teller, self.watch = write, folder, resolved, teller, watch
         self.train_examples, self.validation = splits
         self.lengths, self.trained = self.train_examples.lengths, self.train_examples.trained
         self.pad_id, self.budget, self.ask = pad_id, budget, ask
@@ -235,24 +233,3 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: a batch holds indices here."""
         return 0
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where the library writes a checkpoint: beside, not where checkpoints are looked for."""
-        return str(self.folder.path / ".making-checkpoint")
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint that appears whole: adapter, optimiser, schedule, random numbers, position."""
-        beside, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(beside, ignore_errors=True)
-        super()._save_checkpoint(model, trial)
-        publish(beside / name, self.folder.path / name)
-        shutil.rmtree(beside, ignore_errors=True)
-        self.folder.keep(self.resolved.save_total_limit)
-        self.teller.saved(self.state.global_step, str(self.folder.path / name))
-        self.folder.write_metrics()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Only the adapter, in safetensors; the library would add its arguments as a pickle."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_weights(self.model, self.base, folder)
