@@ -198,12 +198,14 @@ class Pool:
             self.wake.set()
 
     async def _stumbled(self, hand: Hand) -> None:
-        """Wait a moment, and fail the job when it was the third time with nothing done between."""
+        """Wait a moment, and fail the job when it was the third time with nothing done between: but never one to be cancelled."""
 
         async def once() -> None:
             async with self._context.database.transaction() as db:
                 job = await lifecycle.lock(db, hand.job_id, fence=hand.fence)
-                if job.status not in FINAL and await deaths.record(db, job, STUMBLED):
+                if job.status in FINAL or job.cancel_requested_at is not None:
+                    return
+                if await deaths.record(db, job, STUMBLED):
                     await lifecycle.failed(db, job, deaths.crash_loop(), fence=hand.fence)
 
         await asyncio.sleep(STUMBLE_SECONDS)

@@ -5,6 +5,7 @@ Nextflow is stood in for by a script that ends as it is told: only its end matte
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.models import Run, new_id
-from app.worker import folder, launch
+from app.worker import folder, launch, pool, run
 from app.worker.claim import Claim
 from app.worker.outage import NEVER, Recovery
 from app.worker.validate import validate
@@ -138,3 +139,34 @@ def test_a_database_that_stood_still_for_a_lease_was_away_although_nothing_faile
     for second in (0, 10, 20, 40, 50):
         recovery.answered(start + timedelta(seconds=second))
     assert recovery.until == NEVER
+
+
+async def test_a_job_to_be_cancelled_never_fails_for_what_its_worker_stumbles_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STUMBLE_SECONDS", 0.01)
+    carry, tries = run.carry, itertools.count(1)
+
+    async def stumbling(context: Any, hand: Any) -> None:
+        if next(tries) <= 4:
+            raise RuntimeError("a mistake of ours")
+        await carry(context, hand)
+
+    monkeypatch.setattr(run, "carry", stumbling)
+    job_id = await world.job(await world.project(), status="queued")
+    await world.cancel(job_id)
+    job = await ended(world, job_id)
+    assert (job.status, next(tries)) == ("cancelled", 6)
+
+
+async def test_a_job_that_its_worker_stumbles_over_three_times_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STUMBLE_SECONDS", 0.01)
+
+    async def stumbling(context: Any, hand: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(run, "carry", stumbling)
+    job = await ended(world, await world.job(await world.project(), status="queued"))
+    assert (job.status, job.error["code"]) == ("failed", "crash_loop")
