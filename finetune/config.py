@@ -225,6 +225,15 @@ class JobSpec(Spec):
     def _one_place(cls, data: Any) -> Any:
         return gather(data) if isinstance(data, dict) else data
 
+    @model_validator(mode="after")
+    def _rows_for_the_method(self) -> JobSpec:
+        if (self.data.format == "preference") != (self.method.type == "dpo"):
+            wanted = "preference" if self.method.type == "dpo" else "any other format, or method.type 'dpo'"
+            raise ValueError(
+                f"data.format={self.data.format!r} does not go with method.type={self.method.type!r}: expected {wanted}"
+            )
+        return self
+
 
 NOT_YET: tuple[tuple[str, Any, str], ...] = (
     ("technique", "qlora", "4-bit training"),
@@ -303,6 +312,11 @@ def gather(body: dict[str, Any]) -> dict[str, Any]:
                 key: ({k: v for k, v in value.items() if k != "hyperparameters"} if key == kind else value)
                 for key, value in method.items()
             }
+    method = merged.get("method")
+    if isinstance(method, dict) and method.get("type") == "dpo":
+        data = merged.get("data")
+        if data is None or (isinstance(data, dict) and data.get("format") in (None, "auto")):
+            merged["data"] = {**(data or {}), "format": "preference"}
     if merged.get("preset") == "text_source":
         for group, values in TEXT_SOURCE_PRESET.items():
             given = merged.get(group)

@@ -2,12 +2,14 @@
 
 `<split>.tokens.npy` int32 (all tokens), `<split>.mask.npy` bool (True: this token carries loss as a target),
 `<split>.offsets.npy` int64 (n + 1: example i is tokens[offsets[i]:offsets[i + 1]]), `<split>.lines.npy` int64 (n).
+Of preference pairs these are the chosen sides; the rejected ones lie beside as `<split>.rejected.*.npy`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,6 +20,8 @@ import numpy.typing as npt
 from finetune.data.encode import Example
 
 Split = Literal["train", "validation"]
+Side = Literal["train", "validation", "train.rejected", "validation.rejected"]
+REJECTED: dict[Split, Side] = {"train": "train.rejected", "validation": "validation.rejected"}
 PARTS: dict[str, type[np.generic]] = {"tokens": np.int32, "mask": np.bool_, "offsets": np.int64, "lines": np.int64}
 
 
@@ -59,7 +63,7 @@ class Writer:
         split: Their name.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Path, split: Side) -> None:
         self._paths = [folder / f"{split}.{part}.npy" for part in PARTS]
         self._tokens, self._mask, self._offsets, self._lines = (
             Column(path, kind) for path, kind in zip(self._paths, PARTS.values(), strict=True)
@@ -98,7 +102,7 @@ class Examples:
         split: Which; one that was not written has no examples.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Path, split: Side) -> None:
         self._there = (folder / f"{split}.offsets.npy").is_file()
         self.tokens, self.mask, self.offsets, self.lines = (
             self._read(folder / f"{split}.{part}.npy", kind) for part, kind in PARTS.items()
@@ -127,28 +131,75 @@ class Examples:
         return np.load(path, mmap_mode="r") if self._there else np.zeros(0, dtype=kind)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A preference as the model sees it: both sides whole, each with the question before its answer."""
+
+    chosen: Example
+    rejected: Example
+
+
+class Pairs:
+    """The preference pairs of one split, by memory map.
+
+    Args:
+        folder: A prepared/ folder.
+        split: Which; one that was not written has no pairs.
+    Attributes:
+        chosen: Every better side, as `Examples`.
+        rejected: Every worse side, in the same order.
+    """
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        self.chosen, self.rejected = Examples(folder, split), Examples(folder, REJECTED[split])
+        if len(self.chosen) != len(self.rejected):
+            raise ValueError(f"{folder}: {split} has {len(self.chosen)} chosen and {len(self.rejected)} rejected sides")
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> EncodedPair:
+        """Pair `index`, 0-based."""
+        return EncodedPair(self.chosen[index], self.rejected[index])
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of the longer side of each pair, shape (n,)."""
+        return np.maximum(self.chosen.lengths, self.rejected.lengths)
+
+
+def paired(folder: Path) -> bool:
+    """Whether a prepared/ folder holds preference pairs."""
+    return (folder / "train.rejected.offsets.npy").is_file()
+
+
 def digest(example: Example) -> bytes:
     """16 bytes that are equal for equal tokens and masks."""
     return hashlib.blake2b(example.tokens.tobytes() + b"|" + example.mask.tobytes(), digest_size=16).digest()
 
 
 def divide(folder: Path, held_out: Iterable[int]) -> None:
-    """Move the examples with the given indices of `train` to `validation`, order kept."""
+    """Move the examples with the given indices of `train` to `validation`, order kept; of pairs both sides."""
     apart = set(held_out)
-    for part in PARTS:
-        (folder / f"train.{part}.npy").rename(folder / f"whole.{part}.npy")
-    whole = Examples(folder, "whole")  # type: ignore[arg-type]  # a name that lives within this function
-    with Writer(folder, "train") as train, Writer(folder, "validation") as validation:
-        for index in range(len(whole)):
-            (validation if index in apart else train).add(whole[index])
-    for part in PARTS:
-        (folder / f"whole.{part}.npy").unlink()
+    for train, validation in (
+        ("train", "validation"),
+        *([("train.rejected", "validation.rejected")] if paired(folder) else []),
+    ):
+        for part in PARTS:
+            (folder / f"{train}.{part}.npy").rename(folder / f"whole.{part}.npy")
+        whole = Examples(folder, "whole")  # type: ignore[arg-type]  # a name that lives within this function
+        with Writer(folder, train) as rest, Writer(folder, validation) as held:  # type: ignore[arg-type]  # sides, as above
+            for index in range(len(whole)):
+                (held if index in apart else rest).add(whole[index])
+        for part in PARTS:
+            (folder / f"whole.{part}.npy").unlink()
 
 
 def data_sha256(folder: Path) -> str:
-    """sha256 over the prepared tokens, masks and offsets of both splits, in hex."""
+    """sha256 over the prepared tokens, masks and offsets of both splits (of pairs: of all four sides), in hex."""
     total = hashlib.sha256()
-    for split in ("train", "validation"):
+    sides = ("train", "validation", *(REJECTED.values() if paired(folder) else ()))
+    for split in sides:
         for part in ("tokens", "mask", "offsets"):
             path = folder / f"{split}.{part}.npy"
             total.update(f"{split}.{part}\0".encode())

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.config import MIN_EXAMPLES, Data
+from finetune.data import preference
 from finetune.data.reading import Flaw, Raw, Readable, Source, raw_rows
 from finetune.data.refusal import Refused, kind_of
-from finetune.data.row import READERS, Format, Row, detect
+from finetune.data.row import READERS, Format, Pair, Row, detect
 from finetune.exit_codes import StepError
 
 MAX_LINES_NAMED = 10
@@ -128,14 +129,14 @@ def check(stream: Readable | Iterable[bytes], data: Data, *, max_bytes: int | No
     errors = Errors()
     n_examples = 0
     for row in reader.rows(source):
-        if isinstance(row, Row):
+        if isinstance(row, Row | Pair):
             n_examples += 1
         else:
             errors.add(row.kind, LineError(row.line, row.message))
     return Report(n_examples, reader.format, errors.chosen(), errors.count, source.complete and source.flaw is None)
 
 
-def rows(stream: Readable | Iterable[bytes], data: Data) -> Iterator[Row | Flaw]:
+def rows(stream: Readable | Iterable[bytes], data: Data) -> Iterator[Row | Pair | Flaw]:
     """The examples of a dataset in order, a `Flaw` standing in for each that cannot be used. Never raises on its content."""
     return Reader(data).rows(Source(stream))
 
@@ -149,19 +150,21 @@ class Reader:
 
     def __init__(self, data: Data) -> None:
         self._data = data
-        self.format: Format | None = None if data.format in ("auto", "preference") else data.format  # type: ignore[assignment]  # narrowed by the test
+        self.format: Format | None = None if data.format == "auto" else data.format
 
-    def rows(self, source: Source) -> Iterator[Row | Flaw]:
+    def rows(self, source: Source) -> Iterator[Row | Pair | Flaw]:
         """Examples and flaws in order. May be called for one file after another."""
         return map(self._read, raw_rows(source))
 
-    def _read(self, raw: Raw | Flaw) -> Row | Flaw:
+    def _read(self, raw: Raw | Flaw) -> Row | Pair | Flaw:
         if isinstance(raw, Flaw):
             return raw
         try:
             fields = raw.fields if raw.fields is not None else _parse(raw.data)
             if self.format is None:
                 self.format = detect(fields)
+            if self.format == "preference":
+                return preference.read(raw.line, fields, self._data)
             return READERS[self.format](raw.line, fields, self._data)
         except Refused as refused:
             return Flaw(raw.line, refused.kind, refused.message)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from finetune.config import MIN_EXAMPLES, Data
 from finetune.data import reading
-from finetune.data.arrays import Examples, Split, Writer, digest, divide
+from finetune.data.arrays import REJECTED, Examples, Side, Split, Writer, digest, divide
 from finetune.data.encode import Example, Refusal, encode
 from finetune.data.formats import MAX_LINES_NAMED, Reader, too_few
+from finetune.data.pairs import encode_pairs
 from finetune.data.problems import PARAMS, File, Problems
-from finetune.data.row import Row
+from finetune.data.row import Pair, Row
 from finetune.data.tokenizer import TextTokenizer
 from finetune.exit_codes import BY_NAME, StepError
 
@@ -100,20 +104,35 @@ def _read(
 ) -> Taken:
     taken = Taken(split)
     reader = Reader(data)
-    with Writer(folder, split) as writer:
+    sides: tuple[Side, ...] = (split, REJECTED[split]) if data.format == "preference" else (split,)
+    with ExitStack() as open_files:
+        writers = [open_files.enter_context(Writer(folder, side)) for side in sides]
         for file in (file for file in files if file.split == split):
             with file.path.open("rb") as stream:
                 rows = _rows(reader, reading.Source(stream), file, taken, problems)
-                for item in encode(rows, tokenizer, data.train_on):
+                for item in _encoded(rows, tokenizer, data):
                     if isinstance(item, Refusal):
                         problems.add(item.code, file, item.code, item.line, item.message)
-                    elif (example := _fit(item, data, limit, file, taken, problems)) is not None:
-                        writer.add(example)
+                    elif fitting := _fit(item, data, limit, file, taken, problems):
+                        for writer, example in zip(writers, fitting, strict=True):
+                            writer.add(example)
                         taken.origins.append(file)
     return taken
 
 
-def _rows(reader: Reader, source: reading.Source, file: File, taken: Taken, problems: Problems) -> Iterator[Row]:
+def _encoded(
+    rows: Iterator[Row | Pair], tokenizer: TextTokenizer, data: Data
+) -> Iterator[tuple[Example, ...] | Refusal]:
+    """Each row's example, or the two of a pair."""
+    if data.format == "preference":
+        for pair in encode_pairs((row for row in rows if isinstance(row, Pair)), tokenizer, data.train_on):
+            yield pair if isinstance(pair, Refusal) else (pair.chosen, pair.rejected)
+        return
+    for item in encode((row for row in rows if isinstance(row, Row)), tokenizer, data.train_on):
+        yield item if isinstance(item, Refusal) else (item,)
+
+
+def _rows(reader: Reader, source: reading.Source, file: File, taken: Taken, problems: Problems) -> Iterator[Row | Pair]:
     for row in reader.rows(source):
         if isinstance(row, reading.Flaw):
             problems.add("invalid_file_format", file, row.kind, row.line, row.message)
@@ -122,24 +141,28 @@ def _rows(reader: Reader, source: reading.Source, file: File, taken: Taken, prob
             yield row
 
 
-def _fit(example: Example, data: Data, limit: int, file: File, taken: Taken, problems: Problems) -> Example | None:
-    """The example within the limit; None if it is left out."""
-    if len(example.tokens) > limit:
+def _fit(
+    sides: tuple[Example, ...], data: Data, limit: int, file: File, taken: Taken, problems: Problems
+) -> tuple[Example, ...]:
+    """The example, or the two sides of a pair, within the limit; nothing if it is left out."""
+    line, longest = sides[0].line, max(len(side.tokens) for side in sides)
+    if longest > limit:
         if data.overlength == "fail":
-            message = f"{len(example.tokens):,} tokens, where max_length is {limit:,}"
-            problems.add("overlength_examples", file, "overlength", example.line, message)
-            return None
+            message = f"{longest:,} tokens, where max_length is {limit:,}"
+            problems.add("overlength_examples", file, "overlength", line, message)
+            return ()
         if data.overlength == "drop":
             taken.dropped += 1
-            return None
+            return ()
         taken.truncated += 1
-        example = Example(example.line, example.tokens[:limit], example.mask[:limit])
-    if not example.mask.any():
+        sides = tuple(Example(line, side.tokens[:limit], side.mask[:limit]) for side in sides)
+    alike = len(sides) == 2 and np.array_equal(sides[0].tokens, sides[1].tokens)
+    if alike or not all(side.mask.any() for side in sides):
         taken.untrained += 1
         if len(taken.untrained_lines) < MAX_LINES_NAMED:
-            taken.untrained_lines.append(example.line)
-        return None
-    return example
+            taken.untrained_lines.append(line)
+        return ()
+    return sides
 
 
 def _require(taken: Taken, files: list[File], limit: int, minimum: int) -> None:

@@ -81,14 +81,15 @@ def prepare(
     limit = min(asked.max_length, context or asked.max_length)
     taken = take_in(step.data, step.seed, limit, tokenizer, files, folder)
     train, validation = Examples(folder, "train"), Examples(folder, "validation")
+    sides = [train, Examples(folder, "train.rejected")]
     resolved = Resolved(
         **resolve(asked, n_examples=len(train), parameters=base.parameters),
         max_length=limit,
         n_examples=len(train),
         n_validation=len(validation),
-        tokens=len(train.tokens),
-        trained_tokens=int(train.mask.sum()),
-        longest=int(train.lengths.max()),
+        tokens=sum(len(side.tokens) for side in sides),
+        trained_tokens=sum(int(side.trained.sum()) for side in sides),
+        longest=max(int(side.lengths.max(initial=0)) for side in sides),
         dropped=sum(split.dropped for split in taken),
         truncated=sum(split.truncated for split in taken),
         data_sha256=data_sha256(folder),

@@ -32,7 +32,7 @@ SPEAKERS = {
 }
 """Names that `conversations` rows give to who speaks, and the roles they stand for."""
 
-Format = Literal["messages", "prompt_completion", "text", "text_source", "instruction", "conversations"]
+Format = Literal["messages", "prompt_completion", "text", "text_source", "instruction", "conversations", "preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,20 @@ class Row:
         yield from (self.prompt, self.text, *tools.texts(list(self.tools)))
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: two rows that begin alike and end with different answers, of which only those are learned."""
+
+    line: int
+    chosen: Row
+    rejected: Row
+
+    def texts(self) -> Iterator[str]:
+        """Every piece of user text in it."""
+        yield from self.chosen.texts()
+        yield from self.rejected.texts()
+
+
 def detect(fields: dict[str, Any]) -> Format:
     """The format of a row by its fields.
 
@@ -99,7 +113,7 @@ def detect(fields: dict[str, Any]) -> Format:
     if "text" in fields:
         return "text_source" if "source" in fields else "text"
     if fields.keys() & {"chosen", "rejected", "preferred_output", "non_preferred_output"}:
-        raise Refused("preference", "this is a preference pair; they are for method dpo, which is not offered yet")
+        raise Refused("preference", "this is a preference pair; such rows are for method dpo")
     names = ", ".join(shown(name[:40]) for name in list(fields)[:6]) or "none"
     raise Refused(
         "format",
@@ -113,43 +127,43 @@ def _messages(line: int, fields: dict[str, Any], _data: Data) -> Row:
         raise Refused("tools", '"functions" is the older spelling and is not read; use "tools"')
     if "messages" not in fields:
         raise Refused("messages", '"messages" is missing')
-    turns = _conversation(fields["messages"], "messages", ends_with_answer=True)
+    turns = conversation(fields["messages"], "messages", ends_with_answer=True)
     return Row(line, messages=turns, tools=tools.definitions(fields.get("tools")))
 
 
 def _prompt_completion(line: int, fields: dict[str, Any], data: Data) -> Row:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        asked = _conversation(prompt, "prompt", ends_with_answer=False)
-        answered = _conversation(completion, "completion", ends_with_answer=True)
+        asked = conversation(prompt, "prompt", ends_with_answer=False)
+        answered = conversation(completion, "completion", ends_with_answer=True)
         everything = data.train_on == "all"
         turns = (*(replace(turn, trained=everything) for turn in asked), *answered)
         return Row(line, messages=turns, tools=tools.definitions(fields.get("tools")))
-    return Row(line, prompt=_text(fields, "prompt"), text=_text(fields, "completion"))
+    return Row(line, prompt=text_field(fields, "prompt"), text=text_field(fields, "completion"))
 
 
 def _plain(line: int, fields: dict[str, Any], _data: Data) -> Row:
-    return Row(line, text=_text(fields, "text"))
+    return Row(line, text=text_field(fields, "text"))
 
 
 def _text_source(line: int, fields: dict[str, Any], data: Data) -> Row:
-    values = {"text": _text(fields, "text"), "source": _text(fields, "source")}
+    values = {"text": text_field(fields, "text"), "source": text_field(fields, "source")}
     return Row(line, text=re.sub(r"\{(text|source)\}", lambda match: values[match[1]], data.text_template))
 
 
 def _instruction(line: int, fields: dict[str, Any], _data: Data) -> Row:
     """{instruction, input, output}, also with `system` and `history` (earlier pairs of question and answer)."""
-    asked, given = _text(fields, "instruction"), fields.get("input")
+    asked, given = text_field(fields, "instruction"), fields.get("input")
     if given is not None and not isinstance(given, str):
         raise Refused("input text", f'"input" must be text, not {kind_of(given)}')
     if given:
         asked = asked + "\n\n" + clean(given, '"input"')
     turns = [*_system(fields), *_history(fields.get("history"))]
-    return Row(line, messages=(*turns, Message("user", asked), Message("assistant", _text(fields, "output"))))
+    return Row(line, messages=(*turns, Message("user", asked), Message("assistant", text_field(fields, "output"))))
 
 
 def _system(fields: dict[str, Any]) -> list[Message]:
-    return [Message("system", _text(fields, "system"))] if fields.get("system") else []
+    return [Message("system", text_field(fields, "system"))] if fields.get("system") else []
 
 
 def _history(value: Any) -> list[Message]:
@@ -170,7 +184,7 @@ def _conversations(line: int, fields: dict[str, Any], _data: Data) -> Row:
         raise Refused("tools", '"tools" is read in rows of messages only')
     if isinstance(value, list):
         value = [_spoken(turn, f"conversations[{index}]") for index, turn in enumerate(value)]
-    turns = _conversation(value, "conversations", ends_with_answer=True)
+    turns = conversation(value, "conversations", ends_with_answer=True)
     return Row(line, messages=(*(_system(fields) if turns[0].role != "system" else ()), *turns))
 
 
@@ -197,9 +211,15 @@ READERS: dict[Format, Callable[[int, dict[str, Any], Data], Row]] = {
     "instruction": _instruction,
     "conversations": _conversations,
 }
+"""Of every format but preference pairs, which `preference.py` reads."""
 
 
-def _conversation(value: Any, name: str, *, ends_with_answer: bool) -> tuple[Message, ...]:
+def conversation(value: Any, name: str, *, ends_with_answer: bool) -> tuple[Message, ...]:
+    """The turns of a list of messages.
+
+    Raises:
+        Refused: It is none, or does not end with an answer where it has to.
+    """
     if not isinstance(value, list) or not value:
         raise Refused("messages", f'"{name}" must be a list of messages, not {kind_of(value)}')
     messages = tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
@@ -257,7 +277,12 @@ def _weight(value: dict[str, Any], role: str, where: str) -> bool:
     return bool(weight)
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def text_field(fields: dict[str, Any], name: str) -> str:
+    """A field that must be text; only `prompt` may be empty.
+
+    Raises:
+        Refused: It is missing, no text, or empty.
+    """
     if name not in fields:
         raise Refused(f"{name} missing", f'"{name}" is missing')
     value = fields[name]

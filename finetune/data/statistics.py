@@ -18,7 +18,7 @@ from finetune.data.arrays import Examples, digest
 from finetune.data.formats import Reader
 from finetune.data.intake import Taken
 from finetune.data.problems import File
-from finetune.data.row import Row
+from finetune.data.row import Pair, Row
 from finetune.steps import Resolved
 
 SAMPLES = 32
@@ -74,9 +74,9 @@ def samples(validation: Examples, origins: list[File], data: Data) -> Iterator[d
         wanted = {line for origin, line in chosen if origin == file}
         with file.path.open("rb") as stream:
             for row in Reader(data).rows(reading.Source(stream)):
-                if wanted and isinstance(row, Row) and row.line in wanted:
+                if wanted and not isinstance(row, reading.Flaw) and row.line in wanted:
                     wanted.discard(row.line)
-                    yield from _question(row)
+                    yield from _question(row.chosen if isinstance(row, Pair) else row)
                 if not wanted:
                     break
 

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-COLUMNS = ({"text"}, {"prompt", "completion"}, {"instruction", "output"})
+COLUMNS = ({"text"}, {"prompt", "completion"}, {"instruction", "output"}, {"prompt", "chosen", "rejected"})
 """A first line that names all of one set is a header."""
 
 DELIMITERS = (",", ";", "\t")
