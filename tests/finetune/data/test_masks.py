@@ -142,11 +142,53 @@ def test_a_conversation_the_template_refuses_says_why() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ messages | length }}", "{% for m in messages %}{{ m.content | length }},{% endfor %}{{ messages | length }}"],
+    [
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}{{ messages | map(attribute='content') | join | length }}",
+        "{% for m in messages | sort(attribute='content', reverse=true) %}{{ m.content }},{% endfor %}{{ messages | tojson | length }}",
+    ],
 )
 def test_a_template_whose_answers_cannot_be_found_is_refused(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be found"):
         render(turns("ab", "cd"), Template(source), SPECIAL, "assistant")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "messages", "says"),
+    [
+        ("m.role == 'system'", [Message("system", "s"), *turns("a", "b")], "render messages of role system;"),
+        ("loop.index == 3", turns("a", "b", "c", "d"), "render messages of role user;"),
+        ("loop.index == 2", turns("a", "b", "c", "d"), "render messages of role assistant;"),
+    ],
+)
+def test_a_message_that_a_template_leaves_out_is_said(left_out: str, messages: list[Message], says: str) -> None:
+    silent = (
+        "{% for m in messages %}{% if not ("
+        + left_out
+        + ") %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match=says):
+        render(messages, Template(silent), SPECIAL, "assistant")
+
+
+THOUGHTLESS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant:<think>{% endif %}"
+)
+
+
+def test_thoughts_that_would_not_be_learned_are_said() -> None:
+    messages = turns("a", "<think>hm</think>One", "b", "<think>so</think>Two")
+    with pytest.raises(TemplateError, match="leaves out the beginning of the last answer"):
+        render(messages, Template(THOUGHTLESS), SPECIAL, "assistant")
+    untrained = [*messages[:3], Message("assistant", messages[3].content, trained=False)]
+    found = render(untrained, Template(THOUGHTLESS), SPECIAL, "assistant")
+    assert [found.text[begin:end] for begin, end in found.spans] == ["One<|im_end|>"]
+
+
+def test_thoughts_of_earlier_answers_may_be_left_out() -> None:
+    messages = turns("a", "<think>hm</think>\n One ", "b", "Two")
+    found = render(messages, Template(THOUGHTLESS), SPECIAL, "assistant")
+    assert [found.text[begin:end] for begin, end in found.spans] == ["\n One <|im_end|>", "Two<|im_end|>"]
 
 
 def test_an_answer_that_a_template_rewrites_is_what_stands_after_its_header() -> None:

@@ -1,0 +1,194 @@
+"""Where the answers of a conversation stand in what a chat template makes of it, without knowing the template.
+
+Four ways, each for what the one before cannot find: the generation prompt is how the text begins; it follows the message
+before; private-use characters put into contents show where these come out; and a search for where a content begins of which
+the template leaves out the beginning. Pure functions; each way renders the conversation again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from finetune.data.row import Message
+from finetune.data.template import Template, TemplateError
+
+Span = tuple[int, int]
+"""Characters [begin, end) of a text."""
+
+
+def answer_spans(messages: Sequence[Message], template: Template, text: str, special: re.Pattern[str]) -> list[Span]:
+    """Where the answers stand in the rendered text, one span an assistant turn, without their end-of-turn token.
+
+    An answer begins where the generation prompt for it ends, if that stands there; else where its content does.
+
+    Args:
+        messages: The turns.
+        template: That rendered them.
+        text: What came out.
+        special: Matches any special token.
+    Raises:
+        TemplateError: An answer cannot be found.
+    """
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    begins, ends = _by_marks(messages, template, text, [index for index in turns if not messages[index].tool_calls])
+    spans = []
+    for index in turns:
+        begin, end = begins.get(index), ends.get(index)
+        head = _head(messages, index, template, text)
+        if head is not None and (end is None or head <= end) and (begin is None or head <= begin):
+            begin = head
+        if end is None and begin is not None:
+            end = _end(messages, index, template, text, begin, special)
+        if begin is None and end is not None:
+            begin = _where_it_shows(messages, index, template, text, end)
+        if begin is None or end is None:
+            raise TemplateError("an answer cannot be found in what the model's chat template renders")
+        spans.append((begin, end))
+    return spans
+
+
+def unused(text: str) -> tuple[str, str]:
+    """Two private-use characters that do not stand in `text`."""
+    free = (chr(code) for code in range(0xE0F0, 0xF000) if chr(code) not in text)
+    return next(free), next(free)
+
+
+def rendered(messages: Sequence[Message], template: Template, *, add_generation_prompt: bool = False) -> str | None:
+    """What the template makes of a part of a conversation, or a marked one; None where it refuses that: many templates want
+    a first turn, or other orders of turns."""
+    try:
+        return template.render(messages, add_generation_prompt=add_generation_prompt)
+    except TemplateError:
+        return None
+
+
+def _head(messages: Sequence[Message], index: int, template: Template, text: str) -> int | None:
+    """Where the generation prompt for turn `index` ends."""
+    asked = rendered(messages[:index], template, add_generation_prompt=True)
+    if asked is None:
+        return None
+    if text.startswith(asked):
+        return len(asked)
+    if index == 0 or messages[index - 1].tool_calls:
+        return None
+    return _after(_marked_end(messages, index - 1, text), index, template, text, add_generation_prompt=True)
+
+
+def _end(
+    messages: Sequence[Message], index: int, template: Template, text: str, begin: int, special: re.Pattern[str]
+) -> int | None:
+    """Where turn `index` ends, before what closes it."""
+    upto: int | None = None
+    if (whole := rendered(messages[: index + 1], template)) is not None and text.startswith(whole):
+        upto = len(whole)
+    elif messages[index].tool_calls:
+        upto = _after(_marked_call(messages, index, text), index + 1, template, text, add_generation_prompt=False)
+    if upto is None or upto < begin:
+        return None
+    answer = text[begin:upto].rstrip()
+    closing = [match for match in special.finditer(answer) if match.end() == len(answer)]
+    return begin + (closing[-1].start() if closing else len(answer))
+
+
+def _after(
+    marked: Sequence[Message], count: int, template: Template, text: str, *, add_generation_prompt: bool
+) -> int | None:
+    """Where the first `count` turns end in `text`, though what comes before the mark in one of them may be rendered otherwise
+    when they stand alone (tools before the last question, thoughts of the last turn only)."""
+    mark = unused(text)[0]
+    whole, part = (
+        rendered(marked, template),
+        rendered(marked[:count], template, add_generation_prompt=add_generation_prompt),
+    )
+    if whole is None or part is None or whole.count(mark) != 1 or part.count(mark) != 1:
+        return None
+    at, tail = whole.index(mark), part.partition(mark)[2]
+    return at + len(tail) if whole.replace(mark, "") == text and text.startswith(tail, at) else None
+
+
+def _marked_end(messages: Sequence[Message], index: int, text: str) -> list[Message]:
+    turn, mark = messages[index], unused(text)[0]
+    core = turn.content.rstrip()
+    return [*messages[:index], replace(turn, content=core + mark + turn.content[len(core) :]), *messages[index + 1 :]]
+
+
+def _marked_call(messages: Sequence[Message], index: int, text: str) -> list[Message]:
+    turn, mark = messages[index], unused(text)[0]
+    *before, last = turn.tool_calls
+    function: Mapping[str, Any] = last["function"]
+    called = {**last, "function": {**function, "name": function["name"] + mark}}
+    return [*messages[:index], replace(turn, tool_calls=(*before, called)), *messages[index + 1 :]]
+
+
+def _by_marks(
+    messages: Sequence[Message], template: Template, text: str, turns: list[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Begins and ends of the contents of `turns` in `text`, by turn; what cannot be found is left out.
+
+    Templates strip contents or take them apart, so several places for the marks are tried: one is right if the text is
+    the same once the marks are gone.
+    """
+    first, last = unused(text)
+    for opened, inside in ((True, False), (True, True), (False, False), (False, True)):
+        marked = [
+            _marked(message, first if opened else "", last, inside=inside) if index in turns else message
+            for index, message in enumerate(messages)
+        ]
+        found = rendered(marked, template)
+        if found is None or found.replace(first, "").replace(last, "") != text:
+            continue
+        places = [
+            (match.start() - number, match.group())
+            for number, match in enumerate(re.finditer(f"[{first}{last}]", found))
+        ]
+        order = "".join(mark for _, mark in places)
+        ends = [at for at, mark in places if mark == last]
+        if order == (first * opened + last) * len(turns) and _fit(ends, marked, turns, text, first + last):
+            begins = [at for at, mark in places if mark == first]
+            return dict(zip(turns, begins, strict=False)), dict(zip(turns, ends, strict=True))
+    if len(turns) > 1:  # what suits one turn may not suit another
+        alone = [_by_marks(messages, template, text, [turn]) for turn in turns]
+        return {turn: at for one, _ in alone for turn, at in one.items()}, {
+            turn: at for _, one in alone for turn, at in one.items()
+        }
+    return {}, {}
+
+
+def _fit(ends: list[int], marked: Sequence[Message], turns: list[int], text: str, marks: str) -> bool:
+    """Whether each content's last character stands before its mark: a template may also have turned contents around."""
+    last = [marked[index].content.rpartition(marks[1])[0].rstrip(marks[0])[-1:] for index in turns]
+    return all(text[:end].endswith(letter) for end, letter in zip(ends, last, strict=True))
+
+
+def _marked(message: Message, first: str, last: str, *, inside: bool) -> Message:
+    content = message.content
+    if not inside:
+        return replace(message, content=first + content + last)
+    core = content.strip()
+    at = content.index(core)
+    return replace(message, content=content[:at] + first + core + last + content[at + len(core) :])
+
+
+def _where_it_shows(messages: Sequence[Message], index: int, template: Template, text: str, end: int) -> int | None:
+    """Where in `text` the content of turn `index` begins, of which the template leaves out the beginning: by halves."""
+    turn, mark = messages[index], unused(text)[0]
+
+    def place(at: int) -> int | None:
+        split = replace(turn, content=turn.content[:at] + mark + turn.content[at:])
+        found = rendered([*messages[:index], split, *messages[index + 1 :]], template)
+        if found is None or found.count(mark) != 1 or found.replace(mark, "") != text:
+            return None
+        return found.index(mark)
+
+    hidden, shown = 0, len(turn.content.rstrip())
+    begin = place(shown)
+    while begin is not None and hidden < shown:
+        middle = (hidden + shown) // 2
+        if (found := place(middle)) is None:
+            hidden = middle + 1
+        else:
+            shown, begin = middle, found
+    return begin if begin is not None and begin <= end else None
