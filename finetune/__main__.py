@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "convert": "finetune.model.convert",
     "serve": "finetune.inference.serve",
     "infer": "finetune.inference.infer",
+    "export": "finetune.export.command",
 }
 """Commands with arguments of their own: `main(argv: list[str]) -> int | None`."""
 
@@ -177,7 +178,8 @@ def _leave(error: StepError, out: Path) -> None:
         print(f"error.json could not be written: {problem}", file=sys.stderr)
 
 
-def _input(text: str) -> tuple[str, Path]:
+def as_input(text: str) -> tuple[str, Path]:
+    """`name=path` of an argument --in."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r}: expected name=path, such as data=data")
@@ -196,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "--in",
         dest="inputs",
         action="append",
-        type=_input,
+        type=as_input,
         default=[],
         metavar="NAME=PATH",
         help="what an earlier step left",

@@ -245,6 +245,14 @@ TABLE: tuple[ExitCode, ...] = (
         "LlamaFlow did not answer the training.",
         "It is tried again by itself; check that tasks reach LLAMAFLOW_TASKS_URL.",
     ),
+    ExitCode(
+        "merge_mismatch",
+        91,
+        _S,
+        False,
+        "The merged model does not compute what base and adapter compute.",
+        "Leave output.merge and output.gguf out: the adapter itself is not concerned.",
+    ),
 )
 
 BY_NAME: dict[str, ExitCode] = {code.name: code for code in TABLE}

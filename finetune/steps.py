@@ -11,6 +11,7 @@ Hand-over between steps, each a folder or file in the task's working directory:
     PREPARE_DATA   prepare.json data base base.json       -> prepared/ (tokens, resolved.json (Resolved), statistics.json)
     FINE_TUNE      train.json prepared base base.json     -> adapter/ (PEFT folder), metrics.csv, result.json (Result)
     EVALUATE       evaluate.json prepared base adapter    -> evaluation.json (EvaluationResult)
+    EXPORT_MODEL   export.json prepared base adapter      -> exported/ (merged/, model-f16.gguf, export.json (ExportResult))
     UPLOAD_MODEL   upload.json adapter evaluation.json …  -> model_s3.txt, manifest.json (Manifest)
 """
 
@@ -81,6 +82,9 @@ class FetchStep(StepFile):
     model: ModelSource
     s3: S3 = Field(default_factory=S3)
     cache_dir: str | None = Field(None, description="Bases are kept here by revision.")
+    gguf: bool = Field(
+        False, description="The result is to be a GGUF file: other bases are refused.", exclude_if=lambda gguf: not gguf
+    )
 
 
 class PrepareStep(StepFile):
@@ -111,6 +115,14 @@ class EvaluateStep(StepFile):
     seed: int
 
 
+class ExportStep(StepFile):
+    """export.json, where something besides the adapter is asked for."""
+
+    merge: bool = False
+    gguf: bool = False
+    name: str = Field("model", description="What the GGUF file calls the model.")
+
+
 class UploadStep(StepFile):
     """upload.json. Everything lies below `<path>/<job>/`."""
 
@@ -137,6 +149,7 @@ STEP_FILES: dict[str, type[StepFile]] = {
     "prepare": PrepareStep,
     "train": TrainStep,
     "evaluate": EvaluateStep,
+    "export": ExportStep,
     "upload": UploadStep,
 }
 
@@ -241,6 +254,21 @@ class EvaluationResult(StepFile):
     samples: list[Sample] = Field(default_factory=list)
 
 
+class ExportResult(StepFile):
+    """exported/export.json: how well what was made agrees with base + adapter, by logits on the same tokens.
+
+    difference, same: Of the merged float32 weights: the largest difference, and the share of positions with the same most
+    likely token. cast_*: the same of the files of merged/, whose weights are stored as `dtype`.
+    """
+
+    dtype: str | None = None
+    difference: float | None = None
+    same: float | None = None
+    cast_difference: float | None = None
+    cast_same: float | None = None
+    gguf_tensors: int | None = None
+
+
 class Manifest(StepFile):
     """manifest.json beside the adapter on S3: where it came from and the sha256 of every file. Uploaded last."""
 
@@ -261,6 +289,7 @@ class Manifest(StepFile):
     resolved: Resolved
     result: Result
     evaluation: EvaluationResult | None
+    export: ExportResult | None = Field(None, exclude_if=lambda export: export is None)
     code_version: str
     image: str | None
     files: list[File] = Field(description="Every object below the prefix but the manifest itself.")
@@ -280,7 +309,7 @@ def plan(
     code_version: str = "",
     image: str | None = None,
 ) -> dict[str, StepFile]:
-    """The six step files of a job, by step name.
+    """The step files of a job, by step name; `export` only where output.merge or output.gguf asks for it.
 
     Args:
         spec: The job.
@@ -295,9 +324,10 @@ def plan(
         code_version: Of LlamaFlow, for the manifest.
         image: The container image by digest, for the manifest.
     """
-    return {
+    output = spec.output
+    files: dict[str, StepFile] = {
         "download": DownloadStep(training=training, validation=validation, s3=s3, cache_dir=cache_dir),
-        "fetch": FetchStep(model=model, s3=s3, cache_dir=cache_dir),
+        "fetch": FetchStep(model=model, s3=s3, cache_dir=cache_dir, gguf=output.gguf),
         "prepare": PrepareStep(
             data=spec.data, hyperparameters=spec.hyperparameters, seed=spec.seed, cache_dir=cache_dir
         ),
@@ -317,3 +347,6 @@ def plan(
             image=image,
         ),
     }
+    if output.merge or output.gguf:
+        files["export"] = ExportStep(merge=output.merge, gguf=output.gguf, name=spec.suffix or job)
+    return files

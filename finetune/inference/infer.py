@@ -12,6 +12,7 @@ from typing import Any
 from finetune.data.row import Message
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
+from finetune.export import lineage
 from finetune.inference.prompt import prompt_ids
 from finetune.inference.text import TextStream
 
@@ -70,6 +71,7 @@ def _generate(given: argparse.Namespace, tokenizer: TextTokenizer, ids: list[int
     if given.adapter:
         if not (given.adapter / "adapter_config.json").is_file():
             raise StepError("manifest_mismatch", f"{given.adapter} holds no adapter: no adapter_config.json.")
+        lineage.require(given.adapter, given.base)
         model = loading.load_adapter(model, given.adapter)
     sampled = {"do_sample": True, "temperature": given.temperature} if given.temperature > 0 else {"do_sample": False}
     how = GenerationConfig(

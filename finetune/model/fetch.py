@@ -17,6 +17,7 @@ from pathlib import Path
 
 from finetune import environment, s3
 from finetune.exit_codes import BY_STATUS, StepError
+from finetune.export import llama
 from finetune.model import cache, hub
 from finetune.progress import write_atomic, write_report
 from finetune.steps import S3, Base, FetchStep, ModelSource
@@ -33,12 +34,15 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
         inputs: None are read.
         out: Gets base and base.json.
     Raises:
-        StepError: `model_not_found`, `model_gated`, `model_unavailable`, `unsupported_model`, and those of S3.
+        StepError: `model_not_found`, `model_gated`, `model_unavailable`, `unsupported_model`, and those of S3;
+            `unsupported_operation`: it cannot become the GGUF file that was asked for.
     """
     print(f"Looking for {step.model.id} ({step.model.kind} {step.model.location})", flush=True)
     kept = environment.cache_dir(step.cache_dir)
     while True:
         folder, base, cached = obtain(step.model, step.s3, kept)
+        if step.gguf:
+            llama.require(folder)
         cache.link(folder, out / "base")
         if cache.hold(kept, folder, (out / "base").absolute()):
             break
