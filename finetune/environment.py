@@ -78,6 +78,11 @@ def cache_dir(given: str | None = None) -> Path:
     return Path(given or os.environ.get("LLAMAFLOW_CACHE_DIR") or "~/.cache/llamaflow").expanduser().absolute()
 
 
+def image() -> str | None:
+    """`LLAMAFLOW_IMAGE`: the container image these steps run in, by digest, for the manifest. An image sets it for itself."""
+    return os.environ.get("LLAMAFLOW_IMAGE") or None
+
+
 def adapter_cache_bytes() -> int:
     """`LLAMAFLOW_ADAPTER_CACHE_BYTES`: how much the engine keeps of adapters it brought from S3. Default 10 GiB."""
     return int(os.environ.get("LLAMAFLOW_ADAPTER_CACHE_BYTES") or 10 << 30)
@@ -116,6 +121,23 @@ def threads() -> int | None:
     """`LLAMAFLOW_THREADS`, else `OMP_NUM_THREADS`: CPU threads of the arithmetic. None leaves it to the library."""
     text = os.environ.get("LLAMAFLOW_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
     return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def processors() -> int:
+    """How many processors this process was given: `threads()` if that is said, else what the scheduler and the cgroup allow."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        allowed = min(allowed, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such cgroup, or "max": no limit
+        pass
+    return threads() or allowed
+
+
+def one_tokenizer_thread() -> None:
+    """Let the tokenizers library work in this thread alone: for a process that is one of as many as there are processors."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["RAYON_NUM_THREADS"] = "1"
 
 
 def yield_while_waiting() -> None:

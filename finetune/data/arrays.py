@@ -1,14 +1,14 @@
 """The prepared examples on disk: flat numpy arrays, written as a stream, read by memory map.
 
 `<split>.tokens.npy` int32 (all tokens), `<split>.mask.npy` bool (True: this token carries loss as a target),
-`<split>.offsets.npy` int64 (n + 1: example i is tokens[offsets[i]:offsets[i + 1]]), `<split>.lines.npy` int64 (n).
-Of preference pairs these are the chosen sides; the rejected ones lie beside as `<split>.rejected.*.npy`.
+`<split>.offsets.npy` int64 (n + 1: example i is tokens[offsets[i]:offsets[i + 1]]), `<split>.lines.npy` int64 (n),
+`<split>.files.npy` int32 (n: which file of the dataset, 0-based). Of preference pairs these are the chosen sides; the
+rejected ones lie beside as `<split>.rejected.*.npy`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,46 +17,16 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.columns import PARTS, Block, Column, blocks
 from finetune.data.encode import Example
 
 Split = Literal["train", "validation"]
 Side = Literal["train", "validation", "train.rejected", "validation.rejected"]
 REJECTED: dict[Split, Side] = {"train": "train.rejected", "validation": "validation.rejected"}
-PARTS: dict[str, type[np.generic]] = {"tokens": np.int32, "mask": np.bool_, "offsets": np.int64, "lines": np.int64}
-
-
-class Column:
-    """A one-dimensional .npy file that grows. The header has room for any length, and is written again at the end."""
-
-    def __init__(self, path: Path, kind: type[np.generic]) -> None:
-        self._file = path.open("wb")
-        self._kind = np.dtype(kind)
-        self._length = 0
-        self._header()
-
-    def extend(self, values: npt.ArrayLike) -> None:
-        """Append values, shape (k,)."""
-        array = np.asarray(values, dtype=self._kind)
-        self._file.write(array.tobytes())
-        self._length += array.size
-
-    def close(self) -> None:
-        """Write the length and close the file."""
-        self._file.seek(0)
-        self._header()
-        self._file.close()
-
-    def _header(self) -> None:
-        description = {
-            "descr": np.lib.format.dtype_to_descr(self._kind),
-            "fortran_order": False,
-            "shape": (self._length,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, description)
 
 
 class Writer:
-    """Writes the examples of one split, in order; leaves no file if there was no example.
+    """Writes the examples of one side of a split, in order; leaves no file if there was no example.
 
     Args:
         folder: Where the arrays go.
@@ -65,21 +35,22 @@ class Writer:
 
     def __init__(self, folder: Path, split: Side) -> None:
         self._paths = [folder / f"{split}.{part}.npy" for part in PARTS]
-        self._tokens, self._mask, self._offsets, self._lines = (
+        self._tokens, self._mask, self._offsets, self._lines, self._files = (
             Column(path, kind) for path, kind in zip(self._paths, PARTS.values(), strict=True)
         )
         self._end = 0
         self.n_examples = 0
         self._offsets.extend([0])
 
-    def add(self, example: Example) -> None:
-        """Append one example."""
-        self._end += len(example.tokens)
-        self.n_examples += 1
-        self._tokens.extend(example.tokens)
-        self._mask.extend(example.mask)
-        self._offsets.extend([self._end])
-        self._lines.extend([example.line])
+    def add(self, block: Block) -> None:
+        """Append examples."""
+        self._tokens.extend(block.tokens)
+        self._mask.extend(block.mask)
+        self._offsets.extend(self._end + np.cumsum(block.lengths))
+        self._lines.extend(block.lines)
+        self._files.extend(block.files)
+        self._end += len(block.tokens)
+        self.n_examples += len(block)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +58,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for column in (self._tokens, self._mask, self._offsets, self._lines):
+        for column in (self._tokens, self._mask, self._offsets, self._lines, self._files):
             column.close()
         if self.n_examples == 0:
             for path in self._paths:
@@ -95,7 +66,7 @@ class Writer:
 
 
 class Examples:
-    """The examples of one split, by memory map.
+    """The examples of one split, by memory map: nothing but what is asked for is brought into memory.
 
     Args:
         folder: A prepared/ folder.
@@ -103,8 +74,8 @@ class Examples:
     """
 
     def __init__(self, folder: Path, split: Side) -> None:
-        self._there = (folder / f"{split}.offsets.npy").is_file()
-        self.tokens, self.mask, self.offsets, self.lines = (
+        self._place = folder, split
+        self.tokens, self.mask, self.offsets, self.lines, self.files = (
             self._read(folder / f"{split}.{part}.npy", kind) for part, kind in PARTS.items()
         )
 
@@ -116,6 +87,9 @@ class Examples:
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         return Example(int(self.lines[index]), self.tokens[begin:end], self.mask[begin:end])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Examples, self._place  # another process maps the files itself; pickled maps would be copies
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens an example, shape (n,)."""
@@ -124,11 +98,10 @@ class Examples:
     @property
     def trained(self) -> npt.NDArray[np.int64]:
         """Trained tokens an example, shape (n,)."""
-        ends = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return np.diff(ends[self.offsets]) if len(self) else np.zeros(0, dtype=np.int64)
+        return np.concatenate([np.zeros(0, dtype=np.int64), *(block.trained for (block,) in blocks(*self._place))])
 
     def _read(self, path: Path, kind: type[np.generic]) -> npt.NDArray[Any]:
-        return np.load(path, mmap_mode="r") if self._there else np.zeros(0, dtype=kind)
+        return np.load(path, mmap_mode="r") if path.is_file() else np.zeros(0, dtype=kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +144,6 @@ class Pairs:
 def paired(folder: Path) -> bool:
     """Whether a prepared/ folder holds preference pairs."""
     return (folder / "train.rejected.offsets.npy").is_file()
-
-
-def digest(example: Example) -> bytes:
-    """16 bytes that are equal for equal tokens and masks."""
-    return hashlib.blake2b(example.tokens.tobytes() + b"|" + example.mask.tobytes(), digest_size=16).digest()
-
-
-def divide(folder: Path, held_out: Iterable[int]) -> None:
-    """Move the examples with the given indices of `train` to `validation`, order kept; of pairs both sides."""
-    apart = set(held_out)
-    for train, validation in (
-        ("train", "validation"),
-        *([("train.rejected", "validation.rejected")] if paired(folder) else []),
-    ):
-        for part in PARTS:
-            (folder / f"{train}.{part}.npy").rename(folder / f"whole.{part}.npy")
-        whole = Examples(folder, "whole")  # type: ignore[arg-type]  # a name that lives within this function
-        with Writer(folder, train) as rest, Writer(folder, validation) as held:  # type: ignore[arg-type]  # sides, as above
-            for index in range(len(whole)):
-                (held if index in apart else rest).add(whole[index])
-        for part in PARTS:
-            (folder / f"whole.{part}.npy").unlink()
 
 
 def data_sha256(folder: Path) -> str:

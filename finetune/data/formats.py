@@ -7,7 +7,7 @@ service imports this to check a dataset before anything is queued.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +141,16 @@ def rows(stream: Readable | Iterable[bytes], data: Data) -> Iterator[Row | Pair 
     return Reader(data).rows(Source(stream))
 
 
+def told(streams: Iterable[Readable], data: Data) -> Data:
+    """`data` with the format that the first readable row of a dataset's files tells; unchanged if none does."""
+    reader = Reader(data)
+    for stream in streams:
+        for _ in reader.rows(Source(stream)):
+            if reader.format is not None:
+                return data.model_copy(update={"format": reader.format})
+    return data
+
+
 class Reader:
     """Reads the rows of one dataset; `format` is known after the first readable row, and then holds for all.
 
@@ -152,9 +162,14 @@ class Reader:
         self._data = data
         self.format: Format | None = None if data.format == "auto" else data.format
 
-    def rows(self, source: Source) -> Iterator[Row | Pair | Flaw]:
-        """Examples and flaws in order. May be called for one file after another."""
-        return map(self._read, raw_rows(source))
+    def rows(self, source: Source, only: Container[int] | None = None) -> Iterator[Row | Pair | Flaw]:
+        """Examples and flaws in order. May be called for one file after another.
+
+        Args:
+            source: The dataset.
+            only: Lines to read; the others are passed over.
+        """
+        return (self._read(raw) for raw in raw_rows(source) if only is None or raw.line in only)
 
     def _read(self, raw: Raw | Flaw) -> Row | Pair | Flaw:
         if isinstance(raw, Flaw):

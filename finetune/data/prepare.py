@@ -1,7 +1,7 @@
 """PREPARE_DATA: from the downloaded rows to token ids and masks, with every check that needs the tokenizer.
 
 Reads prepare.json, data/ (with source.json), base (its tokenizer) and base.json; writes prepared/, kept in the cache by the
-content of all it reads. Ends with `invalid_file_format`, `invalid_n_examples`, `special_tokens_in_text`,
+content of all it reads, as the tokens of each file are by themselves. Ends with `invalid_file_format`, `invalid_n_examples`, `special_tokens_in_text`,
 `overlength_examples`, `no_trainable_tokens` or `unsupported_model`, always before a model is loaded.
 """
 
@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune import environment
-from finetune.data import statistics
-from finetune.data.arrays import Examples, Split, data_sha256
+from finetune.config import Data
+from finetune.data import repeats, statistics
+from finetune.data.arrays import Split, data_sha256
+from finetune.data.formats import told
 from finetune.data.intake import take_in
+from finetune.data.parallel import gather, processes
 from finetune.data.problems import File
 from finetune.data.resolve import resolve
+from finetune.data.sealed import code_sha256, intact, place, seal
+from finetune.data.shards import Task
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
 from finetune.model.cache import address, file_sha256, locked, making, touch
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, PrepareStep, Resolved, Source
 
-VERSION = 2
-"""Of what this step makes from equal inputs; raised when that changes, so that the cache forgets."""
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
@@ -43,7 +50,7 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
     files = dataset(inputs["data"])
     context = context_length(inputs["base"], tokenizer)
     key = address(
-        VERSION,
+        code_sha256(),
         step.model_copy(update={"cache_dir": None}).text(),
         base.parameters,
         context,
@@ -53,20 +60,28 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
     cache = environment.cache_dir(step.cache_dir)
     kept = cache / "prepared" / key
     with locked(cache, f"prepared {key}"):
-        cached = kept.is_dir()
+        cached, tokenised = intact(kept), 0
         if not cached:
             with making(kept) as folder:
-                prepare(step, base, tokenizer, files, context, folder)
+                task = partial(Task, base=inputs["base"], template=base.template, cache=cache)
+                tokenised = prepare(step, base, tokenizer, files, context, folder, task)
+                seal(folder)
         touch(kept)
         place(kept, out / "prepared")
     found = json.loads((out / "prepared" / "statistics.json").read_text(encoding="utf-8"))
     message = found.pop("message") + (" (cached)" if cached else "") + "."
-    write_report(out, "prepare", message, found | {"cached": cached})
+    write_report(out, "prepare", message, found | {"cached": cached, "files_tokenised": tokenised})
 
 
 def prepare(
-    step: PrepareStep, base: Base, tokenizer: TextTokenizer, files: list[File], context: int | None, folder: Path
-) -> None:
+    step: PrepareStep,
+    base: Base,
+    tokenizer: TextTokenizer,
+    files: list[File],
+    context: int | None,
+    folder: Path,
+    task: Callable[..., Task],
+) -> int:
     """Fill the empty `folder` with a prepared dataset.
 
     Args:
@@ -76,31 +91,56 @@ def prepare(
         files: The dataset.
         context: Tokens the base can take at most; None if it does not say.
         folder: Gets arrays, resolved.json, statistics.json, samples.jsonl, tokens.json and chat_template.jinja.
+        task: Makes the task of tokenising a file.
+    Returns:
+        Files whose tokens were not in the cache.
     """
     asked = step.hyperparameters
     limit = min(asked.max_length, context or asked.max_length)
-    taken = take_in(step.data, step.seed, limit, tokenizer, files, folder)
-    train, validation = Examples(folder, "train"), Examples(folder, "validation")
-    sides = [train, Examples(folder, "train.rejected")]
+    data = {split: _told(files, split, step.data) for split in SPLITS}
+    shards = folder / "shards"
+    tasks = [
+        task(file=file, data=data[file.split], target=shards / f"{number:04d}") for number, file in enumerate(files)
+    ]
+    made = gather(tasks, tokenizer, processes(tasks, tokenizer))
+    taken = take_in(step.data, step.seed, limit, files, made, folder)
+    shutil.rmtree(shards)
+    train, validation = counted = (
+        statistics.count(folder, "train", step.data),
+        statistics.count(folder, "validation", step.data),
+    )
     resolved = Resolved(
-        **resolve(asked, n_examples=len(train), parameters=base.parameters),
+        **resolve(
+            asked,
+            n_examples=train.examples,
+            parameters=base.parameters,
+            technique=step.technique,
+            method="dpo" if step.data.format == "preference" else "supervised",
+        ),
         max_length=limit,
-        n_examples=len(train),
-        n_validation=len(validation),
-        tokens=sum(len(side.tokens) for side in sides),
-        trained_tokens=sum(int(side.trained.sum()) for side in sides),
-        longest=max(int(side.lengths.max(initial=0)) for side in sides),
+        n_examples=train.examples,
+        n_validation=validation.examples,
+        tokens=train.tokens,
+        trained_tokens=train.trained_tokens,
+        longest=train.longest,
         dropped=sum(split.dropped for split in taken),
         truncated=sum(split.truncated for split in taken),
         data_sha256=data_sha256(folder),
     )
     write_atomic(folder / "resolved.json", resolved.text())
-    _write_json(folder / "statistics.json", statistics.describe(train, validation, taken, resolved))
+    _write_json(folder / "statistics.json", statistics.describe(folder, counted, taken, files, resolved.total_steps))
     _write_json(folder / "tokens.json", tokens(tokenizer))
     write_atomic(folder / "chat_template.jinja", tokenizer.template.source)
-    statistics.write_lines(folder / "samples.jsonl", statistics.samples(validation, taken[1].origins, step.data))
-    for path in folder.iterdir():
-        path.chmod(0o444)  # tasks get hard links to it: none of them may change what another reads
+    statistics.write_lines(folder / "samples.jsonl", statistics.samples(folder, files, data))
+    for split in SPLITS:
+        repeats.path(folder, split).unlink()
+    return sum(not shard.cached for shard in made)
+
+
+def _told(files: list[File], split: Split, data: Data) -> Data:
+    """How the rows of a split are read: in the format its first row tells."""
+    with ExitStack() as opened:
+        return told((opened.enter_context(file.path.open("rb")) for file in files if file.split == split), data)
 
 
 def tokens(tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -118,8 +158,7 @@ def dataset(data: Path) -> list[File]:
     if (data / "source.json").is_file():
         source = Source.model_validate_json((data / "source.json").read_bytes())
         return [File(data / file.name, file.uri, file.split, file.sha256) for file in source.files]
-    splits: tuple[Split, ...] = ("train", "validation")
-    found = [(path, split) for split in splits for path in sorted((data / split).glob("*")) if path.is_file()]
+    found = [(path, split) for split in SPLITS for path in sorted((data / split).glob("*")) if path.is_file()]
     if not found:
         raise StepError("file_not_found", f"There is no dataset in {data}: neither source.json nor files in train/.")
     return [File(path, path.name, split, file_sha256(path)) for path, split in found]
@@ -141,17 +180,6 @@ def context_length(base: Path, tokenizer: TextTokenizer) -> int | None:
         raise StepError("unsupported_model", told, param="model")
     values = [config.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
     return next((value for value in values if isinstance(value, int) and value > 0), None)
-
-
-def place(kept: Path, target: Path) -> None:
-    """Have the files of a cached folder in `target` too: by hard links, or copies where the file system has none."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for path in sorted(kept.iterdir()):
-        try:
-            (target / path.name).hardlink_to(path)
-        except OSError:
-            shutil.copyfile(path, target / path.name)
 
 
 def _content(file: File) -> str:

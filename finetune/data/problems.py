@@ -37,6 +37,10 @@ class Problems:
         """Take one problem; `kind` is a word of ours that groups equal ones."""
         self._found.setdefault((code, file), Errors()).add(kind, LineError(line, message))
 
+    def join(self, file: File, found: dict[Code, Errors]) -> None:
+        """Take what was found in a file."""
+        self._found |= {(code, file): errors for code, errors in found.items()}
+
     def settle(self) -> None:
         """Go on if nothing was found.
 

@@ -1,6 +1,6 @@
 """Keeps the content-addressed cache below a size: what was not used for longest goes first, and never what somebody reads.
 
-Takes the lock under which a step makes or finds a thing. A dataset and prepared tokens are safe once that lock is free, for
+Takes the lock under which a step makes or finds a thing. A dataset and tokens are safe once that lock is free, for
 tasks have hard links or copies of their own; a base is held by the links that lead to it (`cache.hold`). No network, no torch.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from finetune.model import cache as cached
 
-LOCKS = {"models": "model", "datasets": "dataset", "prepared": "prepared", "adapters": "adapter"}
+LOCKS = {"models": "model", "datasets": "dataset", "tokens": "tokens", "prepared": "prepared", "adapters": "adapter"}
 """Folder of the cache → the word before the name in the lock of a thing in it."""
-SHARED = ("models", "datasets", "prepared")
+SHARED = ("models", "datasets", "tokens", "prepared")
 RECENT_SECONDS = 3600.0
 """What was used so lately stays: an engine may just be loading it."""
 

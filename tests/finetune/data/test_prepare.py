@@ -81,7 +81,7 @@ def test_the_report_is_a_sentence_with_its_numbers(prepared: Prepare) -> None:
     found = resolved(out)
     assert report(out)["message"] == (
         f"Prepared 14 examples: {found.tokens:,} tokens, {found.trained_tokens:,} of them trained; 3 steps; 4 for validation; "
-        "1 of those for validation also stand in training; 2 repeated."
+        "1 of those for validation also stand in training (line 1); 2 repeated (lines 13, 14)."
     )
     assert report(out)["data"]["train"]["longest"] == found.longest
 
