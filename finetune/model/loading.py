@@ -1,7 +1,8 @@
 """A base and its LoRA adapter in memory, for training and evaluating: from checked local folders only.
 
-Safetensors only, no code that comes with a model, attention by sdpa. The base is held in bfloat16 where the machine
-computes in it, else in float32; the adapter's weights are always float32. Reads folders, never a network.
+Safetensors only, no code that comes with a model, attention by sdpa where the model has it. The base is held in bfloat16
+where the machine computes in it, else in float32; the adapter's weights are always float32. Reads folders, never
+a network.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from finetune import environment
 from finetune.config import Lora
 from finetune.exit_codes import StepError
-from finetune.model import cache
+from finetune.model import cache, targets
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -79,7 +80,6 @@ def load_base(folder: Path, where: torch.device, kind: Precision) -> Any:
         model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, kind),
-            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -102,7 +102,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
 
     Args:
         model: What `load_base` gave.
-        lora: Its shape; `all-linear` is every linear layer but the output.
+        lora: Its shape; `all-linear` is every linear layer but the output, and but the experts of a mixture.
         seed: Set before the weights are made.
     Returns:
         A peft model; only the adapter's weights, float32, can be trained.
@@ -113,7 +113,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets.chosen(model, lora.target_modules),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         bias="none",
@@ -121,7 +121,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        with as_known():
+        with as_known(), targets.by_name(model):
             return get_peft_model(model, config)
     except ValueError as problem:
         raise StepError("unsupported_model", f"LoRA does not fit this base: {problem}", param="lora") from problem
@@ -137,7 +137,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
         StepError: `manifest_mismatch`: the adapter is not one of this base.
     """
     try:
-        with as_known():
+        with as_known(), targets.by_name(model):
             return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).eval()
     except (ValueError, RuntimeError, KeyError, SafetensorError, OSError) as problem:
         why = str(problem).splitlines()[0]
