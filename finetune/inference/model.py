@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from finetune.exit_codes import StepError
 from finetune.inference.adapters import AdapterFiles
-from finetune.model import loading
+from finetune.model import loading, targets
 
 
 class LoadedBase:
@@ -95,13 +95,14 @@ class LoadedBase:
         config = LoraConfig(**adapter.lora, lora_dropout=0.0, task_type="CAUSAL_LM", inference_mode=True)
         self._active = "-"  # until it is settled: attaching may switch layers on
         try:
-            if self._peft is None:
-                self._peft = PeftModel(self.model, config, adapter.key, low_cpu_mem_usage=True)
-            else:
-                self._peft.add_adapter(adapter.key, config, low_cpu_mem_usage=True)
-            loaded = self._peft.load_adapter(
-                str(adapter.folder), adapter.key, low_cpu_mem_usage=True, torch_device=str(self.device)
-            )
+            with targets.by_name(self.model):
+                if self._peft is None:
+                    self._peft = PeftModel(self.model, config, adapter.key, low_cpu_mem_usage=True)
+                else:
+                    self._peft.add_adapter(adapter.key, config, low_cpu_mem_usage=True)
+                loaded = self._peft.load_adapter(
+                    str(adapter.folder), adapter.key, low_cpu_mem_usage=True, torch_device=str(self.device)
+                )
         except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as problem:
             self._drop(adapter.key)
             raise _foreign(str(problem)) from problem
