@@ -155,8 +155,8 @@ class Output(Spec):
     """Where the result goes. Every object lies below `<path>/<job id>/`."""
 
     path: S3Prefix = Field(DEFAULT_OUTPUT, description="s3://bucket/prefix/")
-    merge: Bool = False
-    gguf: Bool = False
+    merge: Bool = Field(False, description="Also a model folder, the adapter folded into the base: merged/.")
+    gguf: Bool = Field(False, description="Also one GGUF file in F16, of Llama-shaped bases: model-f16.gguf.")
     archive: Literal["none", "zip", "tar.gz", "tar.zst"] = "none"
     register_as: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")] | None = Field(
         None, description="Adapter name; left out: a slug of the suffix."
@@ -241,10 +241,6 @@ NOT_YET: tuple[tuple[str, Any, str], ...] = (
     ("method.type", "dpo", "preference training"),
     ("data.format", "preference", "preference training"),
     ("hyperparameters.packing", True, "packing"),
-    ("output.merge", True, "merging into the base"),
-    ("output.gguf", True, "GGUF export"),
-    ("execution.backend", "trl", "the TRL backend"),
-    ("execution.backend", "unsloth", "the Unsloth backend"),
 )
 """Values the schema knows and this version refuses: field, value, what it would be."""
 

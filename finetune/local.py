@@ -27,10 +27,11 @@ CHAIN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("prepare", "finetune.data.prepare", ("data", "base", "base_info")),
     ("train", "finetune.train.step", ("prepared", "base", "base_info")),
     ("evaluate", "finetune.evaluate.step", ("prepared", "base", "base_info", "adapter")),
+    ("export", "finetune.export.step", ("prepared", "base", "adapter")),
     (
         "upload",
         "finetune.export.upload",
-        ("source", "base_info", "resolved", "adapter", "result", "metrics", "evaluation"),
+        ("source", "base_info", "resolved", "statistics", "adapter", "result", "metrics", "evaluation"),
     ),
 )
 """Step, its module, and what it takes of what earlier steps left; torch comes with the fourth."""
@@ -42,6 +43,8 @@ LEFT: dict[str, str] = {
     "base_info": "base.json",
     "prepared": "prepared",
     "resolved": "prepared/resolved.json",
+    "statistics": "prepared/statistics.json",
+    "exported": "exported",
     "adapter": "adapter",
     "result": "result.json",
     "metrics": "metrics.csv",
@@ -63,11 +66,18 @@ def run(job_file: Path, out: Path) -> None:
     body, folder = _read(job_file), job_file.resolve().parent
     spec = _validate(job_file, body)
     files = _plan(spec, folder, out)
-    chain = CHAIN if isinstance(body.get("output"), dict) and body["output"].get("path") else CHAIN[:-1]
+    chain = [link for link in CHAIN if link[0] in files]
+    chain = chain if isinstance(body.get("output"), dict) and body["output"].get("path") else chain[:-1]
     for step, module, needs in chain:
         print(f"── {step}", flush=True)
-        importlib.import_module(module).run(files[step], {name: out / LEFT[name] for name in needs}, out)
+        importlib.import_module(module).run(files[step], _inputs(step, needs, files, out), out)
     write_report(out, "local", f"The adapter is in {out / 'adapter'}", {"adapter": str(out / "adapter")})
+
+
+def _inputs(step: str, needs: tuple[str, ...], files: dict[str, steps.StepFile], out: Path) -> dict[str, Path]:
+    """What earlier steps left for one; the upload takes what was exported too, if anything was."""
+    more = ("exported",) if step == "upload" and "export" in files else ()
+    return {name: out / LEFT[name] for name in (*needs, *more)}
 
 
 def _plan(spec: JobSpec, folder: Path, out: Path) -> dict[str, steps.StepFile]:

@@ -35,6 +35,8 @@ OWN: dict[str, str] = {
     "seed": "seed",
     "technique": "technique",
     "archive": "output.archive",
+    "merge": "output.merge",
+    "gguf": "output.gguf",
     "max_runtime_seconds": "execution.max_runtime_seconds",
 }
 """Parameters with a name of their own, and the field of a job each is."""

@@ -290,6 +290,9 @@ class Manifest(StepFile):
     result: Result
     evaluation: EvaluationResult | None
     export: ExportResult | None = Field(None, exclude_if=lambda export: export is None)
+    statistics: dict[str, Any] | None = Field(
+        None, description="Of both splits: examples, tokens, what was left out, repeated or leaked.", exclude_if=lambda found: found is None
+    )
     code_version: str
     image: str | None
     files: list[File] = Field(description="Every object below the prefix but the manifest itself.")

@@ -20,11 +20,22 @@ from typing import Any, Literal
 from finetune import environment
 from finetune.__main__ import guarded, read_step
 from finetune.exit_codes import StepError
-from finetune.export import upload
+from finetune.export import GGUF, MERGED, upload
 from finetune.model import cache
 from finetune.plan import unpinned, write_plan
 from finetune.progress import append, write_atomic, write_report
-from finetune.steps import EvaluationResult, FetchStep, Resolved, Result, Source, StepFile, TrainStep, UploadStep
+from finetune.steps import (
+    EvaluationResult,
+    ExportResult,
+    ExportStep,
+    FetchStep,
+    Resolved,
+    Result,
+    Source,
+    StepFile,
+    TrainStep,
+    UploadStep,
+)
 from finetune.train.folder import STATE, TrainFolder, step_of
 from finetune.train.remote import folder_of
 
@@ -148,6 +159,17 @@ def _evaluate(step: StepFile, inputs: dict[str, Path], out: Path) -> None:
     write_atomic(out / "evaluation.json", result.text())
 
 
+def _export(step: ExportStep, inputs: dict[str, Path], out: Path) -> None:
+    folder = out / "exported"
+    folder.mkdir(exist_ok=True)
+    if step.merge:
+        (folder / MERGED).mkdir(exist_ok=True)
+        _write(folder / MERGED, {"config.json": '{"model_type": "stub"}\n', "model.safetensors": _safetensors()})
+    if step.gguf:
+        write_atomic(folder / GGUF, b"GGUF")
+    write_atomic(folder / "export.json", ExportResult(dtype="float32", difference=0.0, same=1.0).text())
+
+
 def _upload(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
     """Without S3 a manifest of what would go up; with `LLAMAFLOW_STUB_UPLOAD=1` the real upload of the stubs' files."""
     if environment.stub_uploads():
@@ -203,6 +225,7 @@ WORK: dict[str, Any] = {
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "upload": _upload,
 }
 

@@ -11,6 +11,7 @@ include { FETCH_MODEL } from './modules/fetch_model'
 include { PREPARE_DATA } from './modules/prepare_data'
 include { FINE_TUNE } from './modules/fine_tune'
 include { EVALUATE } from './modules/evaluate'
+include { EXPORT_MODEL } from './modules/export_model'
 include { UPLOAD_MODEL } from './modules/upload_model'
 
 workflow {
@@ -51,14 +52,22 @@ workflow {
         FETCH_MODEL.out.info,
         FINE_TUNE.out.adapter,
     )
+    EXPORT_MODEL(
+        steps.map { dir -> dir.resolve('export.json') }.filter { job -> job.exists() },
+        PREPARE_DATA.out.prepared,
+        FETCH_MODEL.out.base,
+        FINE_TUNE.out.adapter,
+    )
     UPLOAD_MODEL(
         steps.map { dir -> dir.resolve('upload.json') },
         DOWNLOAD_DATA.out.source,
         FETCH_MODEL.out.info,
         PREPARE_DATA.out.resolved,
+        PREPARE_DATA.out.statistics,
         FINE_TUNE.out.adapter,
         FINE_TUNE.out.result,
         FINE_TUNE.out.metrics,
         EVALUATE.out.evaluation,
+        EXPORT_MODEL.out.exported.ifEmpty([]),
     )
 }

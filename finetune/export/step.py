@@ -12,13 +12,10 @@ from typing import Any
 
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
-from finetune.export import lineage, llama
+from finetune.export import GGUF, MERGED, lineage, llama
 from finetune.progress import write_atomic, write_report
 from finetune.steps import ExportResult, ExportStep
 from finetune.train.adapter import TEMPLATE, write_tokenizer
-
-GGUF = "model-f16.gguf"
-MERGED = "merged"
 
 
 def run(step: ExportStep, inputs: dict[str, Path], out: Path) -> None:

@@ -1,31 +1,44 @@
 """UPLOAD_MODEL: the result to S3, below `<path>/<job>/`, and a manifest that says what it is.
 
-Reads upload.json, the adapter, result.json, source.json, base.json, resolved.json, metrics.csv, evaluation.json and the
-checkpoints in state_dir; writes model_s3.txt and manifest.json. Every object is read back and its sha256 compared; the
+Reads upload.json, the adapter, result.json, source.json, base.json, resolved.json, statistics.json, metrics.csv,
+evaluation.json, exported/ and the checkpoints in state_dir; writes model_s3.txt, README.md and manifest.json. Every object is read back and its sha256 compared; the
 manifest goes up last, so a prefix with a manifest is whole. S3 may be away for a quarter of an hour.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from finetune import environment, s3
 from finetune.download import size_text
 from finetune.exit_codes import StepError
-from finetune.export import mirrored
+from finetune.export import GGUF, MERGED, mirrored
 from finetune.export.archive import pack
+from finetune.export.card import card
 from finetune.model.cache import SAFE_NAME, file_sha256
 from finetune.progress import write_atomic, write_report
-from finetune.steps import Base, EvaluationResult, Manifest, Resolved, Result, Source, StepFile, UploadStep
+from finetune.steps import (
+    Base,
+    EvaluationResult,
+    ExportResult,
+    Manifest,
+    Resolved,
+    Result,
+    Source,
+    StepFile,
+    UploadStep,
+)
 
 CHECKPOINTS = 3
+CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 Some = TypeVar("Some")
@@ -37,8 +50,9 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
 
     Args:
         step: Where to, and what to say in the manifest.
-        inputs: `adapter`, `resolved`, `result`, `source`, `base_info`; `metrics` and `evaluation` if there are any.
-        out: Gets model_s3.txt and manifest.json.
+        inputs: `adapter`, `resolved`, `result`, `source`, `base_info`; `statistics`, `metrics`, `evaluation` and `exported` if
+            there are any.
+        out: Gets model_s3.txt, README.md and manifest.json.
     Raises:
         StepError: `access_denied`, `file_not_found` (no such bucket), `s3_unavailable` after 15 minutes,
             `unsupported_operation` for an archive this version cannot write.
@@ -50,6 +64,7 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
         prefix_of_state = step.mirror
         mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
         step = step.model_copy(update={"state_dir": str(mirror)})
+    write_atomic(out / CARD, card(build_manifest(step, inputs, [])))
     files = collect(step, inputs, out)
     described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
     manifest = build_manifest(step, inputs, described)
@@ -76,7 +91,8 @@ def collect(step: UploadStep, inputs: dict[str, Path], out: Path) -> list[tuple[
     Raises:
         StepError: `invalid_step_file`: the adapter folder has no adapter, or a name that is none of ours.
     """
-    adapter = _files_below(inputs["adapter"], "adapter/")
+    adapter = [(name, path) for name, path in _files_below(inputs["adapter"], "adapter/") if path.name != CARD]
+    adapter.append((f"adapter/{CARD}", out / CARD))
     if not {f"adapter/{name}" for name in ADAPTER_FILES} <= {name for name, _ in adapter}:
         raise StepError(
             "invalid_step_file", f"{inputs['adapter']} holds no adapter: {' and '.join(ADAPTER_FILES)} are expected."
@@ -88,6 +104,7 @@ def collect(step: UploadStep, inputs: dict[str, Path], out: Path) -> list[tuple[
         if key in inputs
     ]
     files.append(("model_s3.txt", out / "model_s3.txt"))
+    files += _exported(inputs.get("exported"))
     if step.output.archive != "none":
         archive = pack([(name.removeprefix("adapter/"), path) for name, path in adapter], step.output.archive, out)
         files.append((archive.name, archive))
@@ -111,6 +128,7 @@ def checkpoints(state: Path | None) -> list[tuple[str, Path]]:
 
 def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manifest.File]) -> Manifest:
     """What the result is and where it came from."""
+    exported = inputs.get("exported")
     return Manifest(
         job=step.job,
         suffix=step.suffix,
@@ -122,7 +140,9 @@ def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manife
         result=_read(Result, inputs["result"]),
         evaluation=_read(EvaluationResult, inputs["evaluation"]) if "evaluation" in inputs else None,
         code_version=step.code_version,
-        image=step.image,
+        export=_read(ExportResult, exported / "export.json") if exported is not None else None,
+        statistics=_statistics(inputs.get("statistics")),
+        image=step.image or environment.image(),
         files=files,
     )
 
@@ -168,6 +188,25 @@ def patiently(work: Callable[[], Some], patience: float) -> Some:
             print(f"{problem.message}; trying again for {left:,.0f} s", flush=True)
             time.sleep(min(pause, left))
             pause = min(pause * 2, 30.0)
+
+
+def _exported(folder: Path | None) -> list[tuple[str, Path]]:
+    """The files of merged/ and the GGUF file, by the same names below the prefix."""
+    if folder is None:
+        return []
+    merged = _files_below(folder / MERGED, f"{MERGED}/") if (folder / MERGED).is_dir() else []
+    return [*merged, (GGUF, folder / GGUF)] if (folder / GGUF).is_file() else merged
+
+
+def _statistics(path: Path | None) -> dict[str, Any] | None:
+    """statistics.json without its sentence."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise StepError("invalid_step_file", f"{path} is no JSON: {problem}") from None
+    return {name: value for name, value in found.items() if name != "message"} if isinstance(found, dict) else None
 
 
 def _files_below(folder: Path, prefix: str) -> list[tuple[str, Path]]:

@@ -12,6 +12,7 @@ process PREPARE_DATA {
     output:
     path 'prepared', emit: prepared
     path 'prepared/resolved.json', emit: resolved
+    path 'prepared/statistics.json', emit: statistics
     path 'prepare.report.json', emit: report
 
     script:

@@ -9,10 +9,12 @@ process UPLOAD_MODEL {
     path source
     path base_info
     path resolved
+    path statistics
     path adapter
     path result
     path metrics
     path evaluation
+    path exported
 
     output:
     path 'model_s3.txt', emit: model_s3
@@ -22,13 +24,15 @@ process UPLOAD_MODEL {
     script:
     """
     python -m finetune upload --job ${job} --in source=${source} --in base_info=${base_info} --in resolved=${resolved} \\
-        --in adapter=${adapter} --in result=${result} --in metrics=${metrics} --in evaluation=${evaluation}
+        --in adapter=${adapter} --in result=${result} --in metrics=${metrics} --in evaluation=${evaluation} \\
+        --in statistics=${statistics} ${exported ? "--in exported=${exported}" : ''}
     """
 
     stub:
     """
     python -m finetune.stub upload --job ${job} --attempt ${task.attempt} \\
         --in source=${source} --in base_info=${base_info} --in resolved=${resolved} \\
-        --in adapter=${adapter} --in result=${result} --in metrics=${metrics} --in evaluation=${evaluation}
+        --in adapter=${adapter} --in result=${result} --in metrics=${metrics} --in evaluation=${evaluation} \\
+        --in statistics=${statistics} ${exported ? "--in exported=${exported}" : ''}
     """
 }

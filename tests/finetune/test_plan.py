@@ -101,7 +101,7 @@ def test_local_files_are_taken_from_the_launch_folder(tmp_path: Path) -> None:
 
 def test_every_step_file_is_written_and_reads_back(tmp_path: Path) -> None:
     run = {
-        "params": INPUT | {"steps": None},
+        "params": INPUT | {"steps": None, "merge": True},
         "session": "0f1e2d3c-4b5a",
         "launch_dir": str(tmp_path),
         "state_dir": "/srv/state",
@@ -119,10 +119,19 @@ def test_every_step_file_is_written_and_reads_back(tmp_path: Path) -> None:
     assert train.state_dir == upload.state_dir == "/srv/state/run-0f1e2d3c4b5a"
 
 
+def test_nothing_is_exported_that_was_not_asked_for(tmp_path: Path) -> None:
+    plain = plan.plan(INPUT, {"launch_dir": str(tmp_path)}, plan.unpinned)
+    both = plan.plan(INPUT | {"merge": "true", "gguf": True, "suffix": "desk"}, {"launch_dir": "."}, plan.unpinned)
+    assert set(steps.STEP_FILES) - set(plain) == {"export"}
+    assert both["export"] == steps.ExportStep(merge=True, gguf=True, name="desk")
+    assert '"gguf"' not in plain["fetch"].text()
+    assert '"gguf": true' in both["fetch"].text()
+
+
 def test_the_same_parameters_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "params.json").write_text(json.dumps(INPUT))
+        (tmp_path / name / "params.json").write_text(json.dumps(INPUT | {"gguf": True}))
         plan.write_plan(tmp_path / name / "params.json", tmp_path / name, plan.unpinned)
     for name in steps.STEP_FILES:
         assert (tmp_path / "one" / "steps" / f"{name}.json").read_bytes() == (

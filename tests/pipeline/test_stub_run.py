@@ -112,6 +112,18 @@ def test_a_resumed_run_repeats_nothing_although_the_step_files_were_written_agai
     ]
 
 
+def test_what_else_is_asked_for_is_exported_and_goes_up(nextflow: Any, tmp_path: Path) -> None:
+    write_steps(tmp_path, merge=True, gguf=True)
+    ended = nextflow(tmp_path, "--steps", "steps", "-with-trace", "trace.tsv", "-stub-run")
+    assert ended.returncode == 0, ended.stdout
+    works = {row["process"]: Path(row["workdir"]) for row in trace(tmp_path)}
+    assert sorted(works) == sorted([*PROCESSES, "EXPORT_MODEL"])
+    assert (works["EXPORT_MODEL"] / "exported" / "merged" / "config.json").is_file()
+    manifest = steps.Manifest.model_validate_json((works["UPLOAD_MODEL"] / "manifest.json").read_bytes())
+    assert manifest.export is not None
+    assert manifest.statistics is not None
+
+
 def test_a_transient_failure_is_tried_again_and_a_users_mistake_ends_at_once(nextflow: Any, tmp_path: Path) -> None:
     write_steps(tmp_path)
     faults = {"LLAMAFLOW_STUB_FAULT": "download=s3_unavailable:once,prepare=no_trainable_tokens"}
@@ -172,6 +184,7 @@ def test_modules_are_short_and_paste_no_parameter_into_a_script() -> None:
     assert [path.stem for path in modules] == [
         "download_data",
         "evaluate",
+        "export_model",
         "fetch_model",
         "fine_tune",
         "plan",

@@ -13,7 +13,17 @@ from finetune import s3, stub
 from finetune.config import Output
 from finetune.exit_codes import StepError
 from finetune.export import upload
-from finetune.steps import DownloadStep, EvaluateStep, FetchStep, Manifest, ModelSource, Pinned, TrainStep, UploadStep
+from finetune.steps import (
+    DownloadStep,
+    EvaluateStep,
+    ExportStep,
+    FetchStep,
+    Manifest,
+    ModelSource,
+    Pinned,
+    TrainStep,
+    UploadStep,
+)
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,6 +40,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     places = {
         "adapter": "adapter",
         "resolved": "prepared/resolved.json",
+        "statistics": "prepared/statistics.json",
         "result": "result.json",
         "source": "data/source.json",
     }
@@ -60,7 +71,7 @@ def test_the_result_lies_below_the_jobs_prefix_and_its_manifest_tells_every_byte
     found = keys(storage, "model/ftjob-whole/")
     manifest = Manifest.model_validate_json(found.pop("manifest.json"))
     checkpoints = [f"checkpoints/step-{number}/{name}" for number in (10, 15, 20) for name in upload.ADAPTER_FILES]
-    adapter = [f"adapter/{name}" for name in upload.ADAPTER_FILES]
+    adapter = [f"adapter/{name}" for name in (*upload.ADAPTER_FILES, "README.md")]
     assert sorted(found) == sorted(
         [*adapter, *checkpoints, "evaluation.json", "metrics.csv", "model.zip", "model_s3.txt"]
     )
@@ -68,6 +79,21 @@ def test_the_result_lies_below_the_jobs_prefix_and_its_manifest_tells_every_byte
         key: hashlib.sha256(content).hexdigest() for key, content in found.items()
     }
     assert (tmp_path / "model_s3.txt").read_text() == "model uploaded to s3://llamaflow-data/model/ftjob-whole/\n"
+
+
+def test_what_was_exported_goes_up_beside_the_adapter_and_into_the_manifest(
+    storage: Any, tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    stub.WORK["export"](ExportStep(merge=True, gguf=True), {}, tmp_path)
+    asked = step(storage, tmp_path, "ftjob-export", merge=True, gguf=True)
+    upload.run(asked, inputs | {"exported": tmp_path / "exported"}, tmp_path)
+    found = keys(storage, "model/ftjob-export/")
+    manifest = Manifest.model_validate_json(found["manifest.json"])
+    made = {"merged/config.json", "merged/model.safetensors", "model-f16.gguf"}
+    assert made <= {file.path for file in manifest.files} == set(found) - {"manifest.json"}
+    assert manifest.export is not None
+    assert (manifest.export.dtype, manifest.export.same) == ("float32", 1.0)
+    assert manifest.statistics == {"examples": 10, "tokens": 100, "longest": 10}
 
 
 def test_an_adapter_folder_without_an_adapter_is_not_uploaded(

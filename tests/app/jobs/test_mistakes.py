@@ -56,7 +56,6 @@ MISTAKES: tuple[tuple[dict[str, Any], int, str, str | None, str], ...] = (
     ({"method": {"type": "dpo"}}, 400, "unsupported_operation", "method.type", "not offered yet"),
     ({"technique": "qlora"}, 400, "unsupported_operation", "technique", "not offered yet"),
     ({"technique": "prefix"}, 400, "invalid_value", "technique", '"lora", "qlora" or "full"'),
-    ({"output": {"merge": True}}, 400, "unsupported_operation", "output.merge", "not offered yet"),
     ({"evaluation": {"gate": {"metric": "loss"}}}, 400, "unsupported_operation", "evaluation.gate", "not offered yet"),
     ({"model": "ft:x:y:z:w"}, 400, "unsupported_operation", "model", "not offered"),
     ({"model": "SmolLM2-135M-Instruct"}, 400, "model_not_found", "model", f"did you mean '{MODEL}'?"),
