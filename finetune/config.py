@@ -19,7 +19,19 @@ S3_URI = re.compile(r"^s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key
 
 AUTO_EPOCHS = "clamp(ceil(500 / examples), 1, 8)"
 AUTO_BATCH = "the power of two next below examples / 32, within 1-16"
-AUTO_LEARNING_RATE = "1e-3 below 1e9 parameters, 5e-4 below 4e9, else 2e-4; times learning_rate_multiplier"
+AUTO_LEARNING_RATE = (
+    "1e-3 below 1e9 parameters, 5e-4 below 4e9, else 2e-4; a 20th of it for technique full, a 20th for method dpo; "
+    "times learning_rate_multiplier"
+)
+AUTO_BETA = "0.1"
+
+Technique = Literal["lora", "qlora", "full"]
+MethodType = Literal["supervised", "dpo"]
+Backend = Literal["auto", "own", "trl", "unsloth"]
+Product = Literal["adapter", "model"]
+
+MAKES: dict[Technique, Product] = {"lora": "adapter", "qlora": "adapter", "full": "model"}
+"""What comes out of a technique: an adapter on its base, or a model that is a base of its own. Also the folder's name."""
 
 
 def _number(value: Any) -> Any:
@@ -79,7 +91,9 @@ class Hyperparameters(Spec):
     learning_rate: LearningRate | None = Field(
         None, description=f"Absolute; wins over the multiplier. Left out: {AUTO_LEARNING_RATE}."
     )
-    beta: AutoPositive | None = Field(None, description="DPO only.")
+    beta: AutoPositive | None = Field(
+        None, description=f"DPO only: how strongly the new model is held to the reference. auto: {AUTO_BETA}."
+    )
     warmup_ratio: Float = Field(0.1, description="Share of the steps in which the learning rate rises.", ge=0, le=1)
     weight_decay: Float = Field(0.0, ge=0, le=1)
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -177,7 +191,10 @@ class Execution(Spec):
     spot: Bool = False
     max_runtime_seconds: Count | None = Field(None, description="Counts the running of FINE_TUNE, not its waiting.")
     priority: Int = Field(0, ge=-100, le=100)
-    backend: Literal["auto", "own", "trl", "unsloth"] = "auto"
+    backend: Backend = Field(
+        "auto",
+        description="Who trains: own (auto), TRL's trainer with its own batches, or Unsloth where it is installed.",
+    )
 
 
 class MethodOptions(Spec):
@@ -191,7 +208,7 @@ class MethodOptions(Spec):
 class Method(Spec):
     """OpenAI's `method`."""
 
-    type: Literal["supervised", "dpo"] = "supervised"
+    type: MethodType = "supervised"
     supervised: MethodOptions | None = None
     dpo: MethodOptions | None = None
 
@@ -210,7 +227,10 @@ class JobSpec(Spec):
         Field(None, description="Part of the new model's name.")
     )
     seed: Int = Field(42, ge=0, le=2**31 - 1)
-    technique: Literal["lora", "qlora", "full"] = "lora"
+    technique: Technique = Field(
+        "lora",
+        description="lora: an adapter. qlora: the same over a base held in 4 bits. full: every weight; makes a model.",
+    )
     preset: Literal["text_source"] | None = None
     method: Method = Field(default_factory=Method)
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
@@ -236,22 +256,34 @@ class JobSpec(Spec):
 
 
 NOT_YET: tuple[tuple[str, Any, str], ...] = (
-    ("technique", "qlora", "4-bit training"),
-    ("technique", "full", "full fine-tuning"),
-    ("method.type", "dpo", "preference training"),
-    ("data.format", "preference", "preference training"),
     ("hyperparameters.packing", True, "packing"),
 )
 """Values the schema knows and this version refuses: field, value, what it would be."""
 
 
+NOT_TOGETHER: tuple[tuple[str, Any, str, Any, str], ...] = (
+    ("technique", "full", "execution.backend", "unsloth", "Unsloth trains adapters here; use backend own"),
+    ("method.type", "dpo", "execution.backend", "unsloth", "preferences are trained by TRL; leave the backend out"),
+    ("method.type", "dpo", "hyperparameters.packing", True, "pairs are not packed; leave it out"),
+    ("technique", "full", "output.merge", True, "there is no adapter to merge; the result is a whole model already"),
+)
+"""Two fields with values that do not go together, and the way out."""
+
+
 def unsupported(spec: JobSpec) -> tuple[str, str] | None:
-    """The first field of `spec` that this version does not offer, with the sentence to answer; None if all is offered."""
+    """The first field of `spec` that cannot be done (alone or with another), with the sentence to answer; None if all can."""
+    if spec.hyperparameters.beta is not None and spec.method.type != "dpo":
+        return "hyperparameters.beta", "hyperparameters.beta is for method.type 'dpo' alone. Leave it out."
+    if spec.technique == "full" and spec.output.register_as is not None:
+        return (
+            "output.register_as",
+            "output.register_as names an adapter; technique 'full' makes a model. Leave it out.",
+        )
+    for one, value, other, against, out in NOT_TOGETHER:
+        if _at(spec, one) == value and _at(spec, other) == against:
+            return other, f"{other}={against!r} does not go with {one}={value!r}: {out}."
     for path, value, what in NOT_YET:
-        node: Any = spec
-        for part in path.split("."):
-            node = getattr(node, part)
-        if node == value:
+        if _at(spec, path) == value:
             return path, f"{path}={value!r} is not offered yet ({what}). Leave it out, or see docs/roadmap.md."
     if spec.evaluation.gate is not None:
         return (
@@ -259,6 +291,13 @@ def unsupported(spec: JobSpec) -> tuple[str, str] | None:
             "evaluation.gate is not offered yet (the quality gate). Leave it out, or see docs/roadmap.md.",
         )
     return None
+
+
+def _at(spec: JobSpec, path: str) -> Any:
+    node: Any = spec
+    for part in path.split("."):
+        node = getattr(node, part)
+    return node
 
 
 TEXT_SOURCE_PRESET: dict[str, dict[str, Any]] = {

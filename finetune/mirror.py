@@ -26,7 +26,7 @@ OBJECT_BYTES = 5 << 30
 LINES_BYTES = 256 << 10
 """Of progress.jsonl in one request."""
 
-NAME = r"(result\.json|metrics\.csv|(adapter|checkpoint-[0-9]{1,9})/[A-Za-z0-9][A-Za-z0-9._-]{0,199})"
+NAME = r"(result\.json|metrics\.csv|(adapter|model|checkpoint-[0-9]{1,9})/[A-Za-z0-9][A-Za-z0-9._-]{0,199})"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

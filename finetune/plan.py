@@ -34,6 +34,8 @@ OWN: dict[str, str] = {
     "suffix": "suffix",
     "seed": "seed",
     "technique": "technique",
+    "method": "method.type",
+    "backend": "execution.backend",
     "archive": "output.archive",
     "merge": "output.merge",
     "gguf": "output.gguf",

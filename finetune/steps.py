@@ -7,9 +7,10 @@ no credential stands in one. Imports pydantic and the standard library, never to
 Hand-over between steps, each a folder or file in the task's working directory:
 
     DOWNLOAD_DATA  download.json                          -> data/{train,validation}/NNNN-name, data/source.json (Source)
-    FETCH_MODEL    fetch.json                             -> base (folder, or link into the cache), base.json (Base)
+    FETCH_MODEL    fetch.json                             -> base (folder, or link into the cache), base.json (Base),
+                                                             parent/ (parent.json; the adapter to go on from, if any)
     PREPARE_DATA   prepare.json data base base.json       -> prepared/ (tokens, resolved.json (Resolved), statistics.json)
-    FINE_TUNE      train.json prepared base base.json     -> adapter/ (PEFT folder), metrics.csv, result.json (Result)
+    FINE_TUNE      train.json prepared base … parent      -> adapter/ (PEFT folder) or model/, metrics.csv, result.json (Result)
     EVALUATE       evaluate.json prepared base adapter    -> evaluation.json (EvaluationResult)
     EXPORT_MODEL   export.json prepared base adapter      -> exported/ (merged/, model-f16.gguf, export.json (ExportResult))
     UPLOAD_MODEL   upload.json adapter evaluation.json …  -> model_s3.txt, manifest.json (Manifest)
@@ -21,7 +22,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from finetune.config import Data, Evaluation, Hyperparameters, JobSpec, Lora, Output, S3Prefix
+from finetune.config import (
+    Backend,
+    Data,
+    Evaluation,
+    Hyperparameters,
+    JobSpec,
+    Lora,
+    MethodType,
+    Output,
+    S3Prefix,
+    Technique,
+)
 
 
 class StepFile(BaseModel):
@@ -52,6 +64,15 @@ class Pinned(StepFile):
     size: int | None = None
 
 
+class Parent(StepFile):
+    """The adapter a training goes on from: its name, its folder (with a slash at its end), the manifest that vouches for it."""
+
+    id: str
+    uri: str
+    manifest_uri: str
+    manifest_sha256: str | None = None
+
+
 class ModelSource(StepFile):
     """Where a base model comes from.
 
@@ -65,6 +86,9 @@ class ModelSource(StepFile):
     location: str
     revision: str | None = None
     template: str | None = Field(None, description="A chat template that replaces the model's own.")
+    parent: Parent | None = Field(
+        None, description="An adapter on this base to go on from.", exclude_if=lambda parent: parent is None
+    )
 
 
 class DownloadStep(StepFile):
@@ -92,6 +116,7 @@ class PrepareStep(StepFile):
 
     data: Data
     hyperparameters: Hyperparameters
+    technique: Technique = Field("lora", description="Decides the automatic learning rate.")
     seed: int
     cache_dir: str | None = None
 
@@ -99,7 +124,9 @@ class PrepareStep(StepFile):
 class TrainStep(StepFile):
     """train.json"""
 
-    technique: Literal["lora"] = "lora"
+    technique: Technique = "lora"
+    method: MethodType = "supervised"
+    backend: Backend = "auto"
     lora: Lora
     seed: int
     state_dir: str | None = Field(
@@ -189,7 +216,9 @@ class Base(StepFile):
 class Resolved(StepFile):
     """prepared/resolved.json: every `auto` resolved, and what the training will be."""
 
-    technique: Literal["lora"] = "lora"
+    technique: Technique = "lora"
+    method: MethodType = "supervised"
+    beta: float | None = Field(None, description="DPO only.", exclude_if=lambda beta: beta is None)
     n_epochs: int
     batch_size: int
     learning_rate_multiplier: float
@@ -230,6 +259,7 @@ class Result(StepFile):
     gpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     precision: str = "float32"
+    parent: Parent | None = Field(None, description="What it went on from.", exclude_if=lambda parent: parent is None)
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -291,7 +321,9 @@ class Manifest(StepFile):
     evaluation: EvaluationResult | None
     export: ExportResult | None = Field(None, exclude_if=lambda export: export is None)
     statistics: dict[str, Any] | None = Field(
-        None, description="Of both splits: examples, tokens, what was left out, repeated or leaked.", exclude_if=lambda found: found is None
+        None,
+        description="Of both splits: examples, tokens, what was left out, repeated or leaked.",
+        exclude_if=lambda found: found is None,
     )
     code_version: str
     image: str | None
@@ -332,10 +364,20 @@ def plan(
         "download": DownloadStep(training=training, validation=validation, s3=s3, cache_dir=cache_dir),
         "fetch": FetchStep(model=model, s3=s3, cache_dir=cache_dir, gguf=output.gguf),
         "prepare": PrepareStep(
-            data=spec.data, hyperparameters=spec.hyperparameters, seed=spec.seed, cache_dir=cache_dir
+            data=spec.data,
+            hyperparameters=spec.hyperparameters,
+            technique=spec.technique,
+            seed=spec.seed,
+            cache_dir=cache_dir,
         ),
         "train": TrainStep(
-            lora=spec.lora, seed=spec.seed, state_dir=state_dir, max_runtime_seconds=spec.execution.max_runtime_seconds
+            technique=spec.technique,
+            method=spec.method.type,
+            backend=spec.execution.backend,
+            lora=spec.lora,
+            seed=spec.seed,
+            state_dir=state_dir,
+            max_runtime_seconds=spec.execution.max_runtime_seconds,
         ),
         "evaluate": EvaluateStep(evaluation=spec.evaluation, seed=spec.seed),
         "upload": UploadStep(

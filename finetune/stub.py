@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from finetune import environment
 from finetune.__main__ import guarded, read_step
+from finetune.config import MAKES, Product
 from finetune.exit_codes import StepError
 from finetune.export import GGUF, MERGED, upload
 from finetune.model import cache
@@ -125,13 +126,13 @@ def _train(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
         folder.claim("stub")
         if folder.finished() is None:
             folder.begin()
-            _pretend_steps(folder)
-        shutil.copytree(folder.adapter, out / "adapter", dirs_exist_ok=True)
+            _pretend_steps(folder, MAKES[step.technique])
+        shutil.copytree(folder.product, out / folder.product.name, dirs_exist_ok=True)
         for name in ("result.json", "metrics.csv"):
             write_atomic(out / name, (folder.path / name).read_bytes())
 
 
-def _pretend_steps(folder: TrainFolder) -> None:
+def _pretend_steps(folder: TrainFolder, makes: Product) -> None:
     """Steps as the trainer writes them, going on after the last checkpoint; a pause that is asked for is obeyed."""
     done = max((step_of(path) or 0 for path in folder.checkpoints()), default=0)
     append(folder.progress, "start", total_steps=STEPS, resumed_from=done or None)
@@ -145,8 +146,8 @@ def _pretend_steps(folder: TrainFolder) -> None:
             error = StepError(intent)
             folder.end(Result(status=intent, train_key="stub", error=error.as_error(), steps=number), number)
             raise error
-    with folder.making("adapter") as beside:
-        _write(beside, _adapter())
+    with folder.making(makes) as beside:
+        _write(beside, _adapter() if makes == "adapter" else _model())
     result = Result(status="succeeded", train_key="stub", steps=STEPS, trained_tokens=50, train_loss=1 / STEPS)
     folder.end(result, STEPS)
 
@@ -182,6 +183,10 @@ def _upload(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
 def _adapter() -> dict[str, str | bytes]:
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["stub"], "task_type": "CAUSAL_LM"}
     return {"adapter_config.json": json.dumps(config) + "\n", "adapter_model.safetensors": _safetensors()}
+
+
+def _model() -> dict[str, str | bytes]:
+    return {"config.json": '{"model_type": "stub"}\n', "model.safetensors": _safetensors()}
 
 
 def _safetensors() -> bytes:

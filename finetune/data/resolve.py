@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from finetune.config import Hyperparameters
+from finetune.config import Hyperparameters, MethodType, Technique
 
 CHECKPOINTS = 10
+BETA = 0.1
+"""Of DPO, as in Rafailov et al. 2023, arXiv:2305.18290."""
+SMALLER = 20
+"""What the automatic learning rate is divided by where every weight moves, and where preferences are trained."""
 
 
 def auto_epochs(n_examples: int) -> int:
@@ -23,9 +27,10 @@ def auto_batch(n_examples: int) -> int:
     return min(16, 1 << max(0, (n_examples // 32).bit_length() - 1))
 
 
-def auto_learning_rate(parameters: int) -> float:
-    """`AUTO_LEARNING_RATE` before the multiplier: larger models take smaller steps."""
-    return 1e-3 if parameters < 1e9 else 5e-4 if parameters < 4e9 else 2e-4
+def auto_learning_rate(parameters: int, technique: Technique = "lora", method: MethodType = "supervised") -> float:
+    """`AUTO_LEARNING_RATE` before the multiplier: larger models take smaller steps, and so do all weights at once, and DPO."""
+    rate = 1e-3 if parameters < 1e9 else 5e-4 if parameters < 4e9 else 2e-4
+    return rate / (SMALLER if technique == "full" else 1) / (SMALLER if method == "dpo" else 1)
 
 
 def steps_per_epoch(n_examples: int, batch_size: int, gradient_accumulation_steps: int) -> int:
@@ -33,18 +38,29 @@ def steps_per_epoch(n_examples: int, batch_size: int, gradient_accumulation_step
     return math.ceil(n_examples / (batch_size * gradient_accumulation_steps))
 
 
-def resolve(given: Hyperparameters, *, n_examples: int, parameters: int) -> dict[str, Any]:
+def resolve(
+    given: Hyperparameters,
+    *,
+    n_examples: int,
+    parameters: int,
+    technique: Technique = "lora",
+    method: MethodType = "supervised",
+) -> dict[str, Any]:
     """The fields of `steps.Resolved` that hyperparameters decide.
 
     Args:
         given: As the user asked.
         n_examples: Training examples, at least one.
         parameters: Weights of the base.
+        technique: How they are trained.
+        method: What they are trained on.
     """
     n_epochs = auto_epochs(n_examples) if given.n_epochs == "auto" else given.n_epochs
     batch_size = auto_batch(n_examples) if given.batch_size == "auto" else given.batch_size
     multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
-    rate = auto_learning_rate(parameters) * multiplier if given.learning_rate is None else given.learning_rate
+    rate = given.learning_rate
+    if rate is None:
+        rate = auto_learning_rate(parameters, technique, method) * multiplier
     each = steps_per_epoch(n_examples, batch_size, given.gradient_accumulation_steps)
     total = each * n_epochs
     kept = {
@@ -59,6 +75,9 @@ def resolve(given: Hyperparameters, *, n_examples: int, parameters: int) -> dict
         )
     }
     return kept | {
+        "technique": technique,
+        "method": method,
+        "beta": (BETA if given.beta in (None, "auto") else given.beta) if method == "dpo" else None,
         "n_epochs": n_epochs,
         "batch_size": batch_size,
         "learning_rate_multiplier": multiplier,

@@ -1,12 +1,13 @@
 """A base and its LoRA adapter in memory, for training and evaluating: from checked local folders only.
 
 Safetensors only, no code that comes with a model, attention by sdpa where the model has it. The base is held in bfloat16
-where the machine computes in it, else in float32; the adapter's weights are always float32. Reads folders, never
-a network.
+where the machine computes in it, else in float32, or in 4 bits; the adapter's weights are always float32. Reads folders,
+never a network.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from finetune import environment
@@ -62,20 +63,23 @@ def use_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def load_base(folder: Path, where: torch.device, kind: Precision) -> Any:
+def load_base(folder: Path, where: torch.device, kind: Precision, four_bit: bool = False) -> Any:
     """A causal language model, in evaluation mode, without anything its generation_config.json asks for.
 
     Args:
         folder: A base's files, as FETCH_MODEL leaves them.
         where: The device.
-        kind: What its weights are held in.
+        kind: What its weights are held in, or computed in if they are held in 4 bits.
+        four_bit: Hold its linear layers in 4 bits: nf4, scales quantised too (Dettmers et al. 2023, arXiv:2305.14314).
     Returns:
         A transformers model.
     Raises:
-        StepError: `unsupported_model`: pickled weights, code of its own, no causal language model, weights missing.
+        StepError: `unsupported_model`: pickled weights, code of its own, no causal language model, weights missing;
+            `unsupported_operation`: bitsandbytes, which holds weights in 4 bits, is not here.
     """
     disable_progress_bar()
     _refuse(folder)
+    how = {"quantization_config": _nf4(kind), "device_map": {"": str(where)}} if four_bit else {}
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -84,6 +88,7 @@ def load_base(folder: Path, where: torch.device, kind: Precision) -> Any:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **how,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
         if is_out_of_memory(problem):
@@ -94,7 +99,19 @@ def load_base(folder: Path, where: torch.device, kind: Precision) -> Any:
         told_user = f"The base's files lack {len(missing)} of its weights, such as {missing[0]}."
         raise StepError("unsupported_model", told_user, param="model")
     model.generation_config = GenerationConfig()
-    return model.to(where).eval()
+    return (model if four_bit else model.to(where)).eval()
+
+
+def _nf4(kind: Precision) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        told = "technique='qlora' needs the package bitsandbytes, which is not installed here. Install llamaflow[train], or use technique 'lora'."
+        raise StepError("unsupported_operation", told, param="technique")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, kind),
+    )
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -125,6 +142,28 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
             return get_peft_model(model, config)
     except ValueError as problem:
         raise StepError("unsupported_model", f"LoRA does not fit this base: {problem}", param="lora") from problem
+
+
+def go_on(model: Any, folder: Path, lora: Lora, seed: int) -> Any:
+    """Put a trained adapter on its base, to be trained further: its shape stays as it is.
+
+    Args:
+        model: What `load_base` gave.
+        folder: A PEFT folder in safetensors.
+        lora: Only its dropout is taken: the rest is the adapter's own.
+        seed: Of what is random from here on.
+    Raises:
+        StepError: `manifest_mismatch`: the adapter is not one of this base.
+    """
+    torch.manual_seed(seed)
+    try:
+        with as_known(), targets.by_name(model):
+            config = LoraConfig.from_pretrained(str(folder))
+            config.lora_dropout, config.inference_mode = lora.dropout, False
+            return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=True, use_safetensors=True)
+    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError, OSError) as problem:
+        why = str(problem).splitlines()[0]
+        raise StepError("manifest_mismatch", f"The adapter to go on from does not fit its base: {why}") from problem
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -1,6 +1,6 @@
 """The job's train/ folder: who trains in it, how far the training has come, and what was asked of it meanwhile.
 
-It outlives every attempt: whatever is started twice trains once. Checkpoints and the adapter are written beside and
+It outlives every attempt: whatever is started twice trains once. Checkpoints and the product are written beside and
 renamed, `result.json` comes last. Knows files and locks, no torch.
 """
 
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune.config import MAKES
 from finetune.progress import append, read_lines, sync_folder, write_atomic
 from finetune.steps import Base, Resolved, Result, TrainStep
 from finetune.train import history
@@ -28,8 +29,12 @@ CHECKPOINT = "checkpoint-"
 STATE = "trainer_state.json"
 
 
-def train_key(step: TrainStep, base: Base, resolved: Resolved) -> str:
-    """What decides the weights that come out: base, data, configuration, adapter's shape, seed. 64 hex digits."""
+def train_key(step: TrainStep, base: Base, resolved: Resolved, parent: str | None = None) -> str:
+    """What decides the weights that come out: base, data, configuration, adapter's shape, seed, who trains. 64 hex digits.
+
+    Args:
+        parent: sha256 of the weights that are gone on from.
+    """
     facts = {
         "version": VERSION,
         "base": base.revision,
@@ -37,6 +42,9 @@ def train_key(step: TrainStep, base: Base, resolved: Resolved) -> str:
         "technique": step.technique,
         "lora": step.lora.model_dump(mode="json"),
         "seed": step.seed,
+        "method": step.method,
+        "backend": "own" if step.backend == "auto" else step.backend,
+        "parent": parent,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -52,7 +60,12 @@ class TrainFolder:
         self.path = path.absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         self.progress = self.path / "progress.jsonl"
-        self.adapter = self.path / "adapter"
+
+    @property
+    def product(self) -> Path:
+        """What came out: adapter/, or model/ where every weight was trained. Need not be there yet."""
+        places = [self.path / name for name in dict.fromkeys(MAKES.values())]
+        return next((place for place in places if place.is_dir()), places[0])
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -89,9 +102,9 @@ class TrainFolder:
             return None
 
     def finished(self) -> Result | None:
-        """The result of a training that succeeded and whose adapter is here; None if there is still something to do."""
+        """The result of a training that succeeded and whose product is here; None if there is still something to do."""
         result = self.result()
-        return result if result is not None and result.status == "succeeded" and self.adapter.is_dir() else None
+        return result if result is not None and result.status == "succeeded" and self.product.is_dir() else None
 
     def begin(self) -> None:
         """Forget how an earlier attempt ended, and what it left half written."""

@@ -13,6 +13,8 @@ COLUMNS = (
     "step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy", "learning_rate", "grad_norm",
     "tokens", "seconds",
 )  # fmt: skip
+PREFERENCES = ("rewards_margin", "rewards_accuracy", "rewards_chosen", "rewards_rejected")
+"""Columns more where preferences were trained."""
 
 Line = dict[str, Any]
 
@@ -36,9 +38,11 @@ def metrics_csv(lines: Iterable[Line]) -> str:
     """metrics.csv: one row a step, the validation's columns filled where there was one."""
     rows: dict[int, Line] = {}
     for line in lineage(lines):
-        rows.setdefault(line["step"], {}).update(line)
-    table = [_row(rows[step]) for step in sorted(rows) if "loss" in rows[step]]
-    return "\n".join([",".join(COLUMNS), *(",".join(row) for row in table)]) + "\n"
+        row = rows.setdefault(line["step"], {})
+        row.update({name: value for name, value in line.items() if name not in PREFERENCES or line["event"] == "step"})
+    columns = COLUMNS + (PREFERENCES if any(PREFERENCES[0] in row for row in rows.values()) else ())
+    table = [_row(rows[step], columns) for step in sorted(rows) if "loss" in rows[step]]
+    return "\n".join([",".join(columns), *(",".join(row) for row in table)]) + "\n"
 
 
 def spent(lines: Iterable[Line]) -> tuple[float, float]:
@@ -63,6 +67,6 @@ def last_step(lines: Iterable[Line]) -> tuple[float | None, float | None]:
     return (found[-1].get("loss"), found[-1].get("train_accuracy")) if found else (None, None)
 
 
-def _row(line: Line) -> list[str]:
+def _row(line: Line, columns: tuple[str, ...]) -> list[str]:
     values = {**line, "train_loss": line.get("loss")}
-    return ["" if values.get(name) is None else str(values[name]) for name in COLUMNS]
+    return ["" if values.get(name) is None else str(values[name]) for name in columns]

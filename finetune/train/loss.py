@@ -62,7 +62,7 @@ def score(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> Score:
     where = model.device
     tokens, wanted = tokens.to(where), mask[:, 1:].to(where)
     targets = tokens[:, 1:][wanted]
-    with logits_at(model, wanted), _autocast(model):
+    with logits_at(model, wanted), autocast(model):
         logits = model(input_ids=tokens, use_cache=False).logits[0].float()
     loss = functional.cross_entropy(logits, targets, reduction="sum")
     correct = (logits.detach().argmax(-1) == targets).sum()
@@ -88,6 +88,7 @@ def logits_at(model: Any, wanted: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _autocast(model: Any) -> Any:
-    """bfloat16 arithmetic for the float32 adapter too, if the base is in bfloat16."""
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+def autocast(model: Any) -> Any:
+    """bfloat16 arithmetic for the float32 adapter too, if the base is in bfloat16; also for all of a float32 model that says so."""
+    kind = getattr(model, "computes_in", model.dtype)
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=kind == torch.bfloat16)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune import environment
+from finetune.config import MAKES
 from finetune.exit_codes import StepError
 from finetune.mirror import LINES_BYTES, Access, Entry, Mirror, Piece, step_of
 from finetune.model.cache import file_sha256
@@ -183,7 +184,8 @@ class RemoteFolder(TrainFolder):
         self._there = {entry.sha256 for entry in record.files}
         self._older = record.folders(CHECKPOINT)
         ended = [entry for entry in record.files if not entry.path.startswith(CHECKPOINT)]
-        whole = record.folders("adapter") and "result.json" in {entry.path for entry in ended}
+        product = any(record.folders(name) for name in MAKES.values())
+        whole = product and "result.json" in {entry.path for entry in ended}
         if whole and self._bring_files(ended):
             return
         for name in sorted(self._older, key=step_of, reverse=True):
@@ -235,7 +237,7 @@ class RemoteFolder(TrainFolder):
     def _carry(self) -> None:
         """Bring what is new to S3, newest first, then tell what led to it, and last the record of all there is."""
         entries: list[Entry] = []
-        for place in [*reversed(self.checkpoints()), self.adapter]:
+        for place in [*reversed(self.checkpoints()), self.product]:
             with suppress(FileNotFoundError):  # a checkpoint may be removed while it is read: there is a newer one
                 entries += self._carry_files({f"{place.name}/{path.name}": path for path in sorted(place.iterdir())})
         entries += self._carry_files(self._snapshots())

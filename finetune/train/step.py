@@ -1,8 +1,9 @@
-"""FINE_TUNE: from prepared examples and a base to a LoRA adapter.
+"""FINE_TUNE: from prepared examples and a base to a LoRA adapter, or to a whole model.
 
-Reads train.json, prepared/, base, base.json; writes adapter/, metrics.csv and result.json, all of them copies of what the
+Reads train.json, prepared/, base, base.json, parent/; writes adapter/ (or model/), metrics.csv, result.json, copies of what the
 train/ folder (state_dir) holds, so that an attempt that finds the training done ends at once. Ends with `loss_diverged`,
-`out_of_memory`, `paused`, `interrupted`, `max_runtime_exceeded` or `unsupported_model`.
+`out_of_memory`, `paused`, `interrupted`, `max_runtime_exceeded`, `unsupported_model`, `unsupported_operation` or, where the
+adapter to go on from is none of this base, `manifest_mismatch`.
 """
 
 from __future__ import annotations
@@ -12,43 +13,27 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from finetune.data.arrays import Examples
-from finetune.data.tokenizer import TextTokenizer, load
-from finetune.evaluate.answers import read_questions
+from finetune.config import MAKES
+from finetune.data.tokenizer import load
 from finetune.exit_codes import StepError
 from finetune.model import loading
+from finetune.model.cache import file_sha256
 from finetune.progress import write_atomic, write_report
-from finetune.steps import Base, Resolved, Result, TrainStep
-from finetune.train import adapter
-from finetune.train.batches import CPU_TOKENS, GPU_TOKENS
+from finetune.steps import Base, Parent, Resolved, Result, TrainStep
+from finetune.train import methods
+from finetune.train.adapter import WEIGHTS
 from finetune.train.folder import TrainFolder, step_of, train_key
+from finetune.train.methods import Given, Work
 from finetune.train.remote import folder_of
+from finetune.train.techniques import Ground, Made, technique
 from finetune.train.tell import Teller, peak_memory
-from finetune.train.trainer import SupervisedTrainer, arguments
-from finetune.train.watch import Watch
+from finetune.train.watch import Reason, Watch
 
-SAMPLES = 2
-"""Held-out questions answered at every validation."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a training starts from."""
-
-    step: TrainStep
-    prepared: Path
-    base_folder: Path
-    base: Base
-    resolved: Resolved
-    tokenizer: TextTokenizer
-    pad_id: int
-    key: str
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes")
+"""Whose versions a result tells."""
 
 
 def run(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
@@ -56,8 +41,8 @@ def run(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
 
     Args:
         step: train.json.
-        inputs: `prepared`, `base`, `base_info`; `access` where the task shares no disk with the service.
-        out: Gets adapter/, metrics.csv, result.json; also train/, if the step names no state_dir.
+        inputs: `prepared`, `base`, `base_info`; `parent`, if there is one; `access` where no disk is shared with the service.
+        out: Gets adapter/ or model/, metrics.csv, result.json; also train/, if the step names no state_dir.
     """
     given = _read(step, inputs)
     folder = folder_of(step, inputs, out, given.key)
@@ -79,19 +64,23 @@ def train(given: Given, folder: TrainFolder) -> Result:
 
     Args:
         given: What to train.
-        folder: Owned; it gets checkpoints, adapter/ and result.json, the latter also when the training stops early.
+        folder: Owned; it gets checkpoints, the product and result.json, the latter also when the training stops early.
     Raises:
         StepError: The training failed or was stopped; result.json says the same.
     """
     loading.use_threads()
     where = loading.device()
     kind = loading.precision(where)
-    resumed = next(reversed(folder.checkpoints()), None)
+    resumed = next((path for path in reversed(folder.checkpoints()) if resumable(path)), None)
     teller = Teller(folder, given.resolved.total_steps, given.resolved.n_epochs, where)
     watch = Watch(folder, teller.seconds, given.step.max_runtime_seconds)
+    chosen = technique(given.step.technique, methods.backend(given.step.backend))
     with watch.listening():
-        model = loading.add_lora(loading.load_base(given.base_folder, where, kind), given.step.lora, given.step.seed)
-        trainer = _trainer(given, folder, model, teller, watch, where)
+        parent = given.parent[1] if given.parent else None
+        ground = Ground(given.base_folder, given.step.lora, given.step.seed, parent, where, kind)
+        model = chosen.load(ground)
+        trainer = methods.trainer(Work(given, chosen, model, folder, teller, watch, where, kind))
+        _tell_of_parent(given, teller)
         teller.start(step_of(resumed) if resumed else None, precision=kind, device=str(where), pid=os.getpid())
         try:
             if watch.signalled:  # while the base was loaded
@@ -102,14 +91,19 @@ def train(given: Given, folder: TrainFolder) -> Result:
             folder.end(_result(given, teller, trainer, kind, "failed", error), teller.step)
             raise
     if watch.reason is not None:
-        raise _stopped(given, folder, teller, trainer, kind)
+        raise _stopped(given, folder, teller, trainer, kind, watch.reason)
     result = _result(given, teller, trainer, kind, "succeeded")
-    with folder.making("adapter") as beside:
-        adapter.write_weights(trainer.model, given.base, beside)
-        adapter.write_tokenizer(given.base_folder, given.tokenizer.template.source, beside)
-        adapter.write_card(beside, given.base, given.resolved, given.step.lora, result)
+    with folder.making(MAKES[given.step.technique]) as beside:
+        told = Made(given.base_folder, given.base, given.tokenizer.template.source, given.resolved, result)
+        chosen.export(trainer.model, told, beside)
     folder.end(result, teller.step)
     return result
+
+
+def resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds all that the training goes on from: without the optimiser's state it would be another one."""
+    names = ("optimizer.pt", "scheduler.pt")
+    return all((checkpoint / name).is_file() for name in names) and any(checkpoint.glob("rng_state*.pth"))
 
 
 def _read(step: TrainStep, inputs: dict[str, Path]) -> Given:
@@ -117,6 +111,7 @@ def _read(step: TrainStep, inputs: dict[str, Path]) -> Given:
     base = Base.model_validate_json(inputs["base_info"].read_bytes())
     resolved = Resolved.model_validate_json((prepared / "resolved.json").read_bytes())
     template = (prepared / "chat_template.jinja").read_text(encoding="utf-8")
+    parent = _parent(inputs.get("parent"))
     return Given(
         step=step,
         prepared=prepared,
@@ -125,33 +120,28 @@ def _read(step: TrainStep, inputs: dict[str, Path]) -> Given:
         resolved=resolved,
         tokenizer=load(inputs["base"], template),
         pad_id=int(json.loads((prepared / "tokens.json").read_text(encoding="utf-8"))["pad_id"]),
-        key=train_key(step, base, resolved),
+        parent=parent,
+        key=train_key(step, base, resolved, file_sha256(parent[1] / WEIGHTS) if parent else None),
     )
 
 
-def _trainer(
-    given: Given, folder: TrainFolder, model: Any, teller: Teller, watch: Watch, where: torch.device
-) -> SupervisedTrainer:
-    return SupervisedTrainer(
-        model,
-        arguments(folder, given.resolved, given.step.seed, where),
-        write=lambda model, place: adapter.write_weights(model, given.base, place),
-        folder=folder,
-        resolved=given.resolved,
-        splits=(Examples(given.prepared, "train"), Examples(given.prepared, "validation")),
-        pad_id=given.pad_id,
-        budget=CPU_TOKENS if where.type == "cpu" else GPU_TOKENS,
-        teller=teller,
-        watch=watch,
-        ask=(read_questions(given.prepared / "samples.jsonl", given.tokenizer, SAMPLES), given.tokenizer),
-    )
+def _parent(folder: Path | None) -> tuple[Parent, Path] | None:
+    """The adapter to go on from, if FETCH_MODEL brought one."""
+    if folder is None or not (folder / WEIGHTS).is_file():
+        return None
+    return Parent.model_validate_json((folder / "parent.json").read_bytes()), folder
+
+
+def _tell_of_parent(given: Given, teller: Teller) -> None:
+    if given.parent is not None:
+        told = f"Going on from {given.parent[0].id}: its weights, and its shape whatever `lora` says."
+        teller.notice(teller.step, told)
 
 
 def _stopped(
-    given: Given, folder: TrainFolder, teller: Teller, trainer: SupervisedTrainer, kind: loading.Precision
+    given: Given, folder: TrainFolder, teller: Teller, trainer: Any, kind: loading.Precision, reason: Reason
 ) -> StepError:
     """Leave word of a training that was stopped; its checkpoint is written."""
-    reason = trainer.watch.reason or "interrupted"
     status: Any = {"max_runtime_exceeded": "failed"}.get(reason, reason)
     where = f"after step {teller.step} of {given.resolved.total_steps}; its checkpoint is kept"
     where = where if teller.step else "before its first step"
@@ -168,14 +158,14 @@ def _stopped(
 
 
 def _result(
-    given: Given, teller: Teller, trainer: SupervisedTrainer, kind: str, status: Any, error: StepError | None = None
+    given: Given, teller: Teller, trainer: Any, kind: str, status: Any, error: StepError | None = None
 ) -> Result:
     return Result(
         status=status,
         train_key=given.key,
         error=error.as_error() if error else None,
         steps=teller.step,
-        trained_tokens=trainer.sampler.trained_before(teller.step, trainer.trained),
+        trained_tokens=trainer.tokens_after(teller.step),
         train_loss=teller.loss,
         valid_loss=teller.valid_loss,
         valid_mean_token_accuracy=teller.valid_accuracy,
@@ -184,14 +174,16 @@ def _result(
         gpu_seconds=round(teller.seconds(), 3) if teller.where.type == "cuda" else 0.0,
         peak_memory_bytes=peak_memory(teller.where),
         precision=kind,
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        parent=given.parent[0] if given.parent else None,
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
 
 def _hand_over(folder: TrainFolder, out: Path) -> None:
     """Copy what the pipeline hands on; the train/ folder keeps its own."""
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    shutil.copytree(folder.adapter, out / "adapter")
+    product = folder.product
+    shutil.rmtree(out / product.name, ignore_errors=True)
+    shutil.copytree(product, out / product.name)
     for name in ("metrics.csv", "result.json"):
         write_atomic(out / name, (folder.path / name).read_bytes())
 

@@ -81,12 +81,14 @@ class Teller:
             f"rate {numbers['learning_rate']:.2e}  {tokens_per_second:.0f} tokens/s  {eta:.0f} s to go"
         )
 
-    def evaluated(self, step: int, loss: float, accuracy: float, samples: list[dict[str, str]]) -> None:
-        """The validation rows were scored."""
+    def evaluated(
+        self, step: int, loss: float, accuracy: float, samples: list[dict[str, str]], **measures: float
+    ) -> None:
+        """The validation rows were scored. measures: what else is told, such as the rewards of preferences."""
         self.valid_loss, self.valid_accuracy = loss, accuracy
         append(
             self.folder.progress, "evaluation", step=step, valid_loss=loss, valid_mean_token_accuracy=accuracy,
-            samples=samples, **self._spent(),
+            **measures, samples=samples, **self._spent(),
         )  # fmt: skip
         say(f"step {step}/{self.total_steps}  validation loss {loss:.4f}  accuracy {accuracy:.3f}")
 

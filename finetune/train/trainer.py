@@ -34,7 +34,9 @@ SHOWN = 4000
 """Characters of a question or an answer that a line of progress.jsonl has at most."""
 
 
-def arguments(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.device) -> TrainingArguments:
+def arguments(
+    folder: TrainFolder, resolved: Resolved, seed: int, where: torch.device, optimiser: str = "adamw_torch_fused"
+) -> TrainingArguments:
     """The library's settings for a training.
 
     Args:
@@ -42,6 +44,7 @@ def arguments(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.d
         resolved: What is trained and how.
         seed: Of everything random.
         where: The device.
+        optimiser: By the library's name.
     """
     made = TrainingArguments(
         output_dir=str(folder.path),
@@ -50,6 +53,7 @@ def arguments(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.d
         learning_rate=resolved.learning_rate,
         weight_decay=resolved.weight_decay,
         max_grad_norm=resolved.max_grad_norm,
+        optim=optimiser,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -103,6 +107,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.train_examples, self.validation = splits
         self.lengths, self.trained = self.train_examples.lengths, self.train_examples.trained
         self.pad_id, self.budget, self.ask = pad_id, budget, ask
+        self.measures: dict[str, float] = {}  # of the last step, besides loss and accuracy
         self.sampler = Steps(len(self.train_examples), args.per_device_train_batch_size, args.seed)
         super().__init__(
             model,
@@ -212,6 +217,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
             train_accuracy=accuracy,
             learning_rate=logs["learning_rate"],
             grad_norm=logs["grad_norm"],
+            **self.measures,
         )
         self.control.should_log = False
 
@@ -229,6 +235,10 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         ]
         self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples)
         return {"eval_loss": found.loss}
+
+    def tokens_after(self, step: int) -> int:
+        """Trained tokens of the first `step` steps."""
+        return self.sampler.trained_before(step, self.trained)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: a batch holds indices here."""

@@ -36,7 +36,11 @@ def refusal(folder: Path, content: Any) -> dict[str, Any]:
             "invalid_step_file",
             "did you mean hyperparameters.n_epochs?",
         ),
-        ({"model": "m", "training_file": "t", "technique": "full"}, "unsupported_operation", "is not offered yet"),
+        (
+            {"model": "m", "training_file": "t", "hyperparameters": {"beta": 0.2}},
+            "unsupported_operation",
+            "for method.type 'dpo' alone",
+        ),
         ({"model": "m", "training_file": "t.jsonl"}, "file_not_found", "there is no file"),
     ],
 )

@@ -77,7 +77,8 @@ def test_preset_none_leaves_the_services_defaults() -> None:
         ({"n_epochs": 99}, "--n_epochs 99:"),
         ({"lora_r": 0}, "--lora_r 0:"),
         ({"output": "/tmp"}, "--output '/tmp':"),
-        ({"technique": "full"}, "not offered yet"),
+        ({"technique": "full", "backend": "unsloth"}, "does not go with technique='full'"),
+        ({"technique": "prefix"}, "--technique 'prefix':"),
     ],
 )
 def test_a_parameter_that_is_wrong_is_named(values: dict[str, Any], said: str) -> None:
@@ -148,5 +149,5 @@ def test_the_documentation_lists_every_parameter_and_no_other() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
     section = text.split("### Parameters")[1].split("## S3 and other settings")[0]
     listed = set(re.findall(r"--([a-z][a-z0-9_]+)", section)) - {"n_epoch"}
-    offered = {*plan.parameters(), *plan.AROUND} - {"technique", "beta", "packing", "gate", "on_reject"}
+    offered = {*plan.parameters(), *plan.AROUND} - {"packing", "gate", "on_reject"}
     assert listed == offered

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from finetune import environment
-from finetune.config import Data, Hyperparameters, Lora
+from finetune.config import Backend, Data, Hyperparameters, Lora, MethodType, Technique
 from finetune.progress import read_lines
 from finetune.steps import Base, PrepareStep, Resolved, Result, TrainStep
 
@@ -33,6 +33,14 @@ def chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def pair(question: str, good: str, bad: str) -> dict[str, Any]:
+    """A row of a preference."""
+    ask, sides = {"messages": [{"role": "user", "content": question}]}, (good, bad)
+    preferred, other = ([{"role": "assistant", "content": answer}] for answer in sides)
+    return {"input": ask, "preferred_output": preferred, "non_preferred_output": other}
+
+
+PAIRS = [pair(f"q{n}" + "?" * (n % 5), f"yes{n}", "no" * (1 + n % 3)) for n in range(12)]
 ROWS = [chat(f"q{n}" + "?" * (n % 7), f"a{n}" * (1 + n % 4)) for n in range(14)]
 HELD_OUT = [chat(f"h{n}", f"a{n}") for n in range(3)]
 
@@ -80,6 +88,7 @@ class Bench:
     inputs: dict[str, Path]
     lora: Lora
     seed: int = 7
+    fields: dict[str, Any] = field(default_factory=dict)
 
     @property
     def resolved(self) -> Resolved:
@@ -92,7 +101,7 @@ class Bench:
 
     def step(self, name: str, **fields: Any) -> TrainStep:
         """train.json of a training."""
-        return TrainStep(lora=self.lora, seed=self.seed, state_dir=str(self.state(name)), **fields)
+        return TrainStep(lora=self.lora, seed=self.seed, state_dir=str(self.state(name)), **self.fields, **fields)
 
     def train(self, name: str, **fields: Any) -> Result:
         """Train here, to the end; the step's outputs are in `root/name`."""
@@ -124,8 +133,11 @@ class Bench:
         wait_until(lambda: any(line["step"] >= step for line in self.lines(name, "step")), f"step {step} of {name}")
 
     def weights(self, name: str) -> bytes:
-        """adapter_model.safetensors of a training that is done."""
-        return (self.root / name / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
+        """The weights of a training that is done: adapter_model.safetensors, or model.safetensors."""
+        file = (
+            "model/model.safetensors" if self.fields.get("technique") == "full" else "adapter/adapter_model.safetensors"
+        )
+        return (self.root / name / "train" / file).read_bytes()
 
 
 def wait_until(there: Callable[[], bool], what: str) -> None:
@@ -145,6 +157,9 @@ def bench(base: Path, tmp_path: Path) -> Callable[..., Bench]:
         rows: list[dict[str, Any]] = ROWS,
         held_out: list[dict[str, Any]] = HELD_OUT,
         lora: Lora | None = None,
+        technique: Technique = "lora",
+        method: MethodType = "supervised",
+        backend: Backend = "auto",
         **hyperparameters: Any,
     ) -> Bench:
         for split, content in (("train", rows), ("validation", held_out)):
@@ -155,10 +170,13 @@ def bench(base: Path, tmp_path: Path) -> Callable[..., Bench]:
         info = Base(id="tiny", kind="path", location=str(base), revision="0" * 64, parameters=1000, template_sha256="")
         (tmp_path / "base.json").write_text(info.text())
         asked = Hyperparameters(**{"n_epochs": 3, "batch_size": 4, "learning_rate": 0.01, **hyperparameters})
-        step = PrepareStep(data=Data(), hyperparameters=asked, seed=7, cache_dir=str(tmp_path / "cache"))
+        data = Data(format="preference" if method == "dpo" else "auto")
+        cache = str(tmp_path / "cache")
+        step = PrepareStep(data=data, hyperparameters=asked, technique=technique, seed=7, cache_dir=cache)
         inputs = {"base": base, "base_info": tmp_path / "base.json"}
         run(step, {"data": tmp_path / "data", **inputs}, tmp_path)
-        return Bench(tmp_path, base, {"prepared": tmp_path / "prepared", **inputs}, lora or Lora(r=4))
+        fields = {"technique": technique, "method": method, "backend": backend}
+        return Bench(tmp_path, base, {"prepared": tmp_path / "prepared", **inputs}, lora or Lora(r=4), fields=fields)
 
     return make
 
