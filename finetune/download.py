@@ -1,7 +1,8 @@
 """DOWNLOAD_DATA: bring a dataset's pinned objects to this machine, unchanged.
 
 Reads download.json; writes data/train/NNNN.*, data/validation/NNNN.*, data/source.json. An object whose ETag or size is not
-the pinned one ends the step (`object_changed`). Raw objects are kept in the cache by endpoint, uri and ETag.
+the pinned one ends the step (`object_changed`). Raw objects are kept in the cache by endpoint, uri and ETag; one that is no
+longer what was downloaded is downloaded again.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _from_s3(step: DownloadStep, pinned: Pinned, target: Path, param: str) -> tu
     key = address(client.meta.endpoint_url, pinned.uri, etag)
     kept = cache / "datasets" / key / "object"
     with locked(cache, f"dataset {key}"):
-        if not (kept.is_file() and recall(cache, key)):
+        if not (kept.is_file() and file_sha256(kept) == recall(cache, key).get("sha256")):
+            shutil.rmtree(kept.parent, ignore_errors=True)
             with making(kept.parent) as folder:
                 sha256, _ = s3.fetch(client, pinned.uri, folder / "object", etag=etag, size=pinned.size, param=param)
                 (folder / "object").chmod(PRIVATE)

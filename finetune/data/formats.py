@@ -21,6 +21,10 @@ from finetune.exit_codes import StepError
 MAX_LINES_NAMED = 10
 """Line numbers a report names at most."""
 
+MAX_DEPTH = 64
+"""How deep definitions of tools and arguments of calls may be nested."""
+DEEP = f"objects and lists are nested more than {MAX_DEPTH} levels deep"
+
 
 @dataclass(frozen=True, slots=True)
 class LineError:
@@ -178,11 +182,30 @@ class Reader:
             fields = raw.fields if raw.fields is not None else _parse(raw.data)
             if self.format is None:
                 self.format = detect(fields)
-            if self.format == "preference":
-                return preference.read(raw.line, fields, self._data)
-            return READERS[self.format](raw.line, fields, self._data)
+            read = preference.read if self.format == "preference" else READERS[self.format]
+            return _shallow(read(raw.line, fields, self._data))
         except Refused as refused:
             return Flaw(raw.line, refused.kind, refused.message)
+        except RecursionError:
+            return Flaw(raw.line, "deep", DEEP)
+
+
+def _shallow(found: Row | Pair) -> Row | Pair:
+    """The row, if its tools and calls are no deeper than a template can be asked to go."""
+    for row in (found.chosen, found.rejected) if isinstance(found, Pair) else (found,):
+        level: list[Any] = [*row.tools, *(call for message in row.messages for call in message.tool_calls)]
+        for _ in range(MAX_DEPTH):
+            if not level:
+                break
+            level = [
+                inner
+                for value in level
+                if isinstance(value, dict | list)
+                for inner in (value.values() if isinstance(value, dict) else value)
+            ]
+        if level:
+            raise Refused("deep", DEEP)
+    return found
 
 
 def _parse(data: bytes) -> dict[str, Any]:

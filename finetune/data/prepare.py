@@ -1,8 +1,9 @@
 """PREPARE_DATA: from the downloaded rows to token ids and masks, with every check that needs the tokenizer.
 
-Reads prepare.json, data/ (with source.json), base (its tokenizer) and base.json; writes prepared/, kept in the cache by the
-content of all it reads, as the tokens of each file are by themselves. Ends with `invalid_file_format`, `invalid_n_examples`, `special_tokens_in_text`,
-`overlength_examples`, `no_trainable_tokens` or `unsupported_model`, always before a model is loaded.
+Reads prepare.json, data/ (with source.json), base (its tokenizer) and base.json; writes prepared/. The cache keeps it by the
+content of all it reads, and the tokens of each file by what decides them. Ends with `invalid_file_format`,
+`invalid_n_examples`, `special_tokens_in_text`, `overlength_examples`, `no_trainable_tokens` or `unsupported_model`, always
+before a model is loaded.
 """
 
 from __future__ import annotations

@@ -86,27 +86,32 @@ def jsonl(rows: list[Any]) -> bytes:
 
 
 @pytest.fixture
-def prepared(base: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs PREPARE_DATA on rows and returns the step's folder."""
+def prepare_files(base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs PREPARE_DATA on files, given by name as bytes, and returns the step's folder."""
     from finetune.data.prepare import run
 
     def prepare(
-        rows: list[Any],
-        validation: list[Any] | None = None,
+        train: dict[str, bytes],
+        validation: dict[str, bytes] | None = None,
         *,
         out: str = "out",
         seed: int = 42,
         data: dict[str, Any] | None = None,
+        base: Path = base,
+        template: str | None = None,
         **hyperparameters: Any,
     ) -> Path:
         folder = tmp_path / "data"
-        for split, content in (("train", rows), ("validation", validation or [])):
+        for split, files in (("train", train), ("validation", validation or {})):
             (folder / split).mkdir(parents=True, exist_ok=True)
             for old in (folder / split).iterdir():
                 old.unlink()
-            if content:
-                (folder / split / "0001.jsonl").write_bytes(jsonl(content))
-        info = Base(id="tiny", kind="path", location=str(base), revision="0" * 64, parameters=1000, template_sha256="")
+            for name, content in files.items():
+                (folder / split / name).write_bytes(content)
+        info = Base(
+            id="tiny", kind="path", location=str(base), revision="0" * 64, parameters=1000, template=template,
+            template_sha256="",
+        )  # fmt: skip
         (tmp_path / "base.json").write_text(info.text())
         step = PrepareStep(
             data=Data(**(data or {})),
@@ -117,5 +122,16 @@ def prepared(base: Path, tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / out).mkdir(exist_ok=True)
         run(step, {"data": folder, "base": base, "base_info": tmp_path / "base.json"}, tmp_path / out)
         return tmp_path / out
+
+    return prepare
+
+
+@pytest.fixture
+def prepared(prepare_files: Callable[..., Path]) -> Callable[..., Path]:
+    """Runs PREPARE_DATA on rows and returns the step's folder."""
+
+    def prepare(rows: list[Any], validation: list[Any] | None = None, **more: Any) -> Path:
+        held = {"0001.jsonl": jsonl(validation)} if validation else {}
+        return prepare_files({"0001.jsonl": jsonl(rows)} if rows else {}, held, **more)
 
     return prepare
