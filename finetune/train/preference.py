@@ -132,11 +132,18 @@ def batch(pairs: Sequence[EncodedPair], pad_id: int, where: torch.device) -> dic
     """Pairs as TRL's loss takes them: all chosen sides, then all rejected ones, padded on the right.
 
     Returns:
-        input_ids and completion_mask (1: carries loss as a target), int64, both of shape (2 · pairs, n).
+        input_ids, attention_mask (0: fills up) and completion_mask (1: carries loss as a target), int64, all of shape
+        (2 · pairs, n).
     """
     sides: list[Example] = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     tokens, mask = pad(sides, pad_id)
-    return {"input_ids": tokens.to(where), "completion_mask": mask.to(where, torch.int64)}
+    lengths = torch.tensor([[len(side.tokens)] for side in sides])
+    there = torch.arange(tokens.shape[1])[None] < lengths
+    return {
+        "input_ids": tokens.to(where),
+        "attention_mask": there.to(where, torch.int64),
+        "completion_mask": mask.to(where, torch.int64),
+    }
 
 
 class PreferenceTrainer(SupervisedTrainer):
