@@ -83,17 +83,15 @@ class Source:
             yield chunk
 
     def _plain(self) -> Iterator[bytes]:
-        chunks = _chunks(self._stream)
-        head = b""
-        while len(head) < 4 and (chunk := next(chunks, b"")):
-            head += chunk
+        head, chunks = _begun(_chunks(self._stream))
+        packed = next(((make, name) for magic, make, name in PACKINGS if head.startswith(magic)), None)
+        head, chunks = _begun(self._unpacked(*packed, chunks)) if packed else (head, chunks)
         for magic, sentence in _FOREIGN:
             if head.startswith(magic):
                 self.flaw = Flaw(0, "foreign", sentence)
                 return
-        joined = _prepend(head.removeprefix(b"\xef\xbb\xbf"), chunks)
-        packed = next(((make, name) for magic, make, name in PACKINGS if head.startswith(magic)), None)
-        yield from self._unpacked(*packed, joined) if packed else joined
+        first = next(chunks, b"")
+        yield from _prepend(first.removeprefix(b"\xef\xbb\xbf"), chunks)
 
     def _unpacked(self, unpacker: Callable[[], Unpacker], name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
         try:
@@ -231,6 +229,14 @@ def _first_line(first: bytes, chunks: Iterator[bytes]) -> bytes:
     while b"\n" not in first and len(first) < HEADER_BYTES and (more := next(chunks, b"")):
         first += more
     return first
+
+
+def _begun(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """How chunks begin (four bytes, if there are so many), and the same chunks, those bytes in the first."""
+    head = b""
+    while len(head) < 4 and (chunk := next(chunks, b"")):
+        head += chunk
+    return head, _prepend(head, chunks)
 
 
 def _prepend(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
