@@ -260,6 +260,11 @@ class Result(StepFile):
     peak_memory_bytes: int = 0
     precision: str = "float32"
     parent: Parent | None = Field(None, description="What it went on from.", exclude_if=lambda parent: parent is None)
+    left_out: str | None = Field(
+        None,
+        description="What of the base an adapter could not be put beside: fused experts.",
+        exclude_if=lambda told: told is None,
+    )
     versions: dict[str, str] = Field(default_factory=dict)
 
 

@@ -100,6 +100,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("Base revision", f"`{manifest.base.revision}`"),
         ("Technique", resolved.technique),
         ("LoRA", ", ".join([shape, *kinds]) if resolved.technique != "full" else ""),
+        ("Not adapted", result.left_out or ""),
         ("Steps", f"{result.steps:,} of {resolved.batch_size * resolved.gradient_accumulation_steps} examples"),
         ("Epochs", str(resolved.n_epochs)),
         ("Trained tokens", f"{result.trained_tokens:,}"),

@@ -14,6 +14,11 @@ from torch import nn
 
 AS_NAMED = "layers-as-named"
 """No model type: see `by_name`."""
+MISREAD = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate"})
+MISREADS = (
+    "peft by itself takes the names of its layers for those of routed experts and loads it wrongly, with no more than a "
+    f"warning: set base.config.model_type = {AS_NAMED!r} before it does."
+)
 
 
 def chosen(model: Any, asked: str | list[str]) -> str | list[str]:
@@ -45,16 +50,27 @@ def fused_experts(model: Any) -> dict[str, int]:
         name.rpartition(".")[0]: shapes[0][0]
         for name, layer in model.named_modules()
         if (shapes := [weight.shape for weight in layer.parameters(recurse=False) if weight.ndim == 3])
+        and not isinstance(layer, nn.modules.conv._ConvNd)
     }
 
 
 def left_out(model: Any) -> str | None:
-    """What an adapter of a mixture leaves as it is, in a sentence; None if nothing is worth telling."""
+    """What an adapter leaves as it is that one would expect it to change, in a sentence; None if there is nothing to tell.
+
+    Args:
+        model: A peft model, or a transformers model that is trained whole.
+    """
     fused = fused_experts(model)
-    if not fused:
+    if not fused or not hasattr(model, "peft_config"):
         return None
-    told = f"{len(fused)} layers have {max(fused.values())} routed experts fused into single parameters"
-    return f"{told}: these and the routers stay as they are; attention, shared experts and dense layers are trained."
+    told = (
+        f"{len(fused)} layers hold their {max(fused.values())} routed experts as single parameters: "
+        "the adapter leaves these and their routers as they are."
+    )
+    adapted = {name.rpartition(".")[2] for name in model.targeted_module_names}
+    if not adapted & MISREAD:
+        return told
+    return f"{told} {MISREADS}"
 
 
 @contextmanager

@@ -126,6 +126,7 @@ def card(base: Base, resolved: Resolved, lora: Lora | None, result: Result) -> s
         ("Learning rate", f"{resolved.learning_rate:g}, {resolved.lr_scheduler}, warm-up {resolved.warmup_ratio:g}"),
         ("Technique", resolved.technique + (f", DPO with beta {resolved.beta:g}" if resolved.beta else "")),
         ("LoRA", f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}{_kind(lora)}" if lora else ""),
+        ("Not adapted", result.left_out or ""),
         ("Training loss", _number(result.train_loss)),
         ("Validation loss", _number(result.valid_loss)),
         ("Validation token accuracy", _number(result.valid_mean_token_accuracy)),

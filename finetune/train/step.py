@@ -19,7 +19,7 @@ from typing import Any
 from finetune.config import MAKES
 from finetune.data.tokenizer import load
 from finetune.exit_codes import StepError
-from finetune.model import loading
+from finetune.model import loading, targets
 from finetune.model.cache import file_sha256
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, Parent, Resolved, Result, TrainStep
@@ -175,6 +175,7 @@ def _result(
         peak_memory_bytes=peak_memory(teller.where),
         precision=kind,
         parent=given.parent[0] if given.parent else None,
+        left_out=targets.left_out(trainer.model),
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
