@@ -164,8 +164,7 @@ def test_equal_answers_are_left_out_and_named(prepared: Prepare) -> None:
     out = prepared([*(trl(f"key {n}") for n in range(12)), trl("same", "x", "x")], data=PREFERENCE)
     assert resolved(out).n_examples == 12
     assert (
-        "1 left out with nothing to train (line 13)"
-        in json.loads((out / "prepare.report.json").read_text())["message"]
+        "1 left out with nothing to train (line 13)" in json.loads((out / "prepare.report.json").read_text())["message"]
     )
 
 
