@@ -266,6 +266,7 @@ NOT_TOGETHER: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("method.type", "dpo", "execution.backend", "unsloth", "preferences are trained by TRL; leave the backend out"),
     ("method.type", "dpo", "hyperparameters.packing", True, "pairs are not packed; leave it out"),
     ("technique", "full", "output.merge", True, "there is no adapter to merge; the result is a whole model already"),
+    ("technique", "full", "output.gguf", True, "only an adapter is exported so; leave it out"),
 )
 """Two fields with values that do not go together, and the way out."""
 

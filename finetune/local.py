@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune import environment, plan, steps
-from finetune.config import JobSpec, nearest, unsupported
+from finetune import environment, plan, step_files, steps
+from finetune.config import MAKES, JobSpec, Product, nearest, unsupported
 from finetune.exit_codes import StepError
 from finetune.model.catalog import load, resolve
 from finetune.progress import write_report
@@ -25,7 +25,7 @@ CHAIN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("download", "finetune.download", ()),
     ("fetch", "finetune.model.fetch", ()),
     ("prepare", "finetune.data.prepare", ("data", "base", "base_info")),
-    ("train", "finetune.train.step", ("prepared", "base", "base_info")),
+    ("train", "finetune.train.step", ("prepared", "base", "base_info", "parent")),
     ("evaluate", "finetune.evaluate.step", ("prepared", "base", "base_info", "adapter")),
     ("export", "finetune.export.step", ("prepared", "base", "adapter")),
     (
@@ -41,6 +41,7 @@ LEFT: dict[str, str] = {
     "source": "data/source.json",
     "base": "base",
     "base_info": "base.json",
+    "parent": "parent",
     "prepared": "prepared",
     "resolved": "prepared/resolved.json",
     "statistics": "prepared/statistics.json",
@@ -59,25 +60,29 @@ def run(job_file: Path, out: Path) -> None:
     Args:
         job_file: A JSON object with `model` (a folder, or a name of the models file) and `training_file` (a path beside the
             file, or absolute), and anything else a job may have.
-        out: Gets everything: data/, base, prepared/, train/, adapter/, evaluation.json.
+        out: Gets everything: data/, base, prepared/, train/, adapter/ or model/, evaluation.json.
     Raises:
         StepError: `invalid_step_file` for a job that is not right; else whatever a step ends with.
     """
-    body, folder = _read(job_file), job_file.resolve().parent
-    spec = _validate(job_file, body)
+    body, folder = read_job(job_file), job_file.resolve().parent
+    spec = validate(job_file, body)
     files = _plan(spec, folder, out)
     chain = [link for link in CHAIN if link[0] in files]
     chain = chain if isinstance(body.get("output"), dict) and body["output"].get("path") else chain[:-1]
+    product = MAKES[spec.technique]
     for step, module, needs in chain:
         print(f"── {step}", flush=True)
-        importlib.import_module(module).run(files[step], _inputs(step, needs, files, out), out)
-    write_report(out, "local", f"The adapter is in {out / 'adapter'}", {"adapter": str(out / "adapter")})
+        importlib.import_module(module).run(files[step], _inputs(step, needs, files, out, product), out)
+    write_report(out, "local", f"The {product} is in {out / product}", {product: str(out / product)})
 
 
-def _inputs(step: str, needs: tuple[str, ...], files: dict[str, steps.StepFile], out: Path) -> dict[str, Path]:
+def _inputs(
+    step: str, needs: tuple[str, ...], files: dict[str, steps.StepFile], out: Path, product: Product
+) -> dict[str, Path]:
     """What earlier steps left for one; the upload takes what was exported too, if anything was."""
     more = ("exported",) if step == "upload" and "export" in files else ()
-    return {name: out / LEFT[name] for name in (*needs, *more)}
+    left = LEFT | {"adapter": product}
+    return {name: out / left[name] for name in (*needs, *more)}
 
 
 def _plan(spec: JobSpec, folder: Path, out: Path) -> dict[str, steps.StepFile]:
@@ -85,19 +90,25 @@ def _plan(spec: JobSpec, folder: Path, out: Path) -> dict[str, steps.StepFile]:
     local = folder / spec.model
     model = str(local) if local.is_dir() else spec.model
     validation = plan.pin(spec.validation_file, access, folder, "validation_file") if spec.validation_file else []
-    return steps.plan(
+    entries = load(environment.models_file())
+    return step_files.plan(
         spec,
         job=f"local-{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]}",
         training=plan.pin(spec.training_file, access, folder, "training_file"),
         validation=validation,
-        model=resolve(model, load(environment.models_file()), allow_path=True),
+        model=plan.with_parent(resolve(model, entries, allow_path=True), access, entries),
         s3=access,
         state_dir=str((out / "train").resolve()),
         code_version=importlib.metadata.version("llamaflow"),
     )
 
 
-def _read(job_file: Path) -> dict[str, Any]:
+def read_job(job_file: Path) -> dict[str, Any]:
+    """The body of a job.
+
+    Raises:
+        StepError: `invalid_step_file`: it is none.
+    """
     try:
         body = json.loads(job_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
@@ -108,7 +119,12 @@ def _read(job_file: Path) -> dict[str, Any]:
     return body
 
 
-def _validate(job_file: Path, body: dict[str, Any]) -> JobSpec:
+def validate(job_file: Path, body: dict[str, Any]) -> JobSpec:
+    """The job that a body describes.
+
+    Raises:
+        StepError: `invalid_step_file` names the field; `unsupported_operation`.
+    """
     try:
         spec = JobSpec.model_validate(body)
     except ValidationError as problem:

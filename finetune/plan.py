@@ -10,16 +10,18 @@ import argparse
 import importlib.metadata
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from finetune import environment, s3, steps
+from finetune import environment, s3, step_files, steps
 from finetune.config import Data, Evaluation, Hyperparameters, JobSpec, Lora, nearest, unsupported
 from finetune.exit_codes import StepError
-from finetune.model.catalog import load, resolve
+from finetune.model import parent
+from finetune.model.catalog import Entry, load, resolve
 from finetune.progress import write_atomic, write_report
 
 DATASET = (".jsonl", ".json", ".csv", ".gz", ".zst")
@@ -146,17 +148,19 @@ def plan(values: dict[str, Any], run: dict[str, Any], pinning: Pinning) -> dict[
         credentials_file=_path(values, "credentials_file", launch),
     )
     models = _path(values, "models_file", launch)
+    entries = load(Path(models) if models else environment.models_file())
+    model = resolve(spec.model, entries, allow_path=True)
     job = _text(values, "job_id") or f"run-{re.sub('[^0-9a-z]', '', str(run.get('session', 'hand')).lower())[:12]}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
         raise StepError(
             "invalid_step_file", f"--job_id {job!r}: 1 to 64 letters, digits, - and _ are expected.", param="job_id"
         )
-    return steps.plan(
+    return step_files.plan(
         spec,
         job=job,
         training=pinning(spec.training_file, access, launch, "input"),
         validation=pinning(spec.validation_file, access, launch, "validation") if spec.validation_file else [],
-        model=resolve(spec.model, load(Path(models) if models else environment.models_file()), allow_path=True),
+        model=model if pinning is unpinned else with_parent(model, access, entries),
         s3=access,
         cache_dir=_path(values, "cache_dir", launch),
         state_dir=f"{run['state_dir']}/{job}" if run.get("state_dir") else None,
@@ -229,6 +233,28 @@ def _one(client: s3.S3Client, uri: str, param: str) -> s3.Object:
             raise
         message = f"--{param}: there is no object {uri}, but there are objects below {uri}/ : end it with a slash."
         raise StepError("file_not_found", message, param=param) from problem
+
+
+def with_parent(source: steps.ModelSource, access: steps.S3, entries: dict[str, Entry]) -> steps.ModelSource:
+    """Where a base comes from, if a model was given; of an earlier result's prefix, its base and the adapter to go on from.
+
+    Args:
+        source: As the models file resolves it; only a prefix is looked at.
+        access: How S3 is reached.
+        entries: Of the models file.
+    Raises:
+        StepError: `manifest_mismatch`, `model_not_found`, and those of S3.
+    """
+    if source.kind != "s3":
+        return source
+    client = s3.client(access)
+    names = {row.uri.removeprefix(source.location) for row in s3.listing(client, source.location, param="model")}
+    if "config.json" in names or "manifest.json" not in names:
+        return source
+    with tempfile.TemporaryDirectory(prefix="llamaflow-manifest-") as scratch:
+        s3.fetch(client, f"{source.location}manifest.json", Path(scratch) / "manifest.json", param="model")
+        content = (Path(scratch) / "manifest.json").read_bytes()
+    return parent.source(source.location, content, entries, allow_path=True)
 
 
 def unpinned(uri: str, access: steps.S3, launch: Path, param: str) -> list[steps.Pinned]:

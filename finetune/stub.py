@@ -99,7 +99,9 @@ def _download(step: StepFile, inputs: dict[str, Path], out: Path) -> None:
 
 
 def _fetch(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
-    (out / "base").mkdir(exist_ok=True)
+    for name in ("base", "parent"):
+        (out / name).mkdir(exist_ok=True)
+    write_atomic(out / "parent" / "parent.json", "{}\n")
     write_atomic(out / "base" / "config.json", '{"model_type": "stub"}\n')
     write_atomic(out / "base" / "model.safetensors", _safetensors())
     write_atomic(out / "base.json", cache.describe(step.model, out / "base", cache.fingerprint(out / "base")).text())

@@ -1,4 +1,4 @@
-// From a dataset on S3 to a LoRA adapter on S3. Each process calls one `python -m finetune <step>`.
+// From a dataset on S3 to a LoRA adapter, or a whole model, on S3. Each process calls one `python -m finetune <step>`.
 //
 // --access FILE how the training reaches the service, where it shares no disk with it; the service's own.
 // --steps DIR   step files, as the service writes them. Without it, PLAN makes them from the other
@@ -43,6 +43,7 @@ workflow {
         PREPARE_DATA.out.prepared,
         FETCH_MODEL.out.base,
         FETCH_MODEL.out.info,
+        FETCH_MODEL.out.parent,
         params.access ? channel.value(file(params.access, checkIfExists: true)) : [],
     )
     EVALUATE(

@@ -25,7 +25,8 @@ from app.worker.seed import seed
 from finetune.config import JobSpec
 from finetune.mirror import PREFIX
 from finetune.progress import write_atomic
-from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile, plan
+from finetune.step_files import plan
+from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile
 
 CONTROL = "control.json"
 

@@ -1,4 +1,4 @@
-"""EVALUATE: what the adapter does to held-out examples, beside what the base does to them.
+"""EVALUATE: what the adapter (or the whole model) does to held-out examples, beside what the base does to them.
 
 Reads evaluate.json, prepared/ (validation arrays, samples.jsonl), base and adapter; writes evaluation.json. Where there is
 nothing held out and nothing asked, no model is loaded. Ends with `manifest_mismatch`, `unsupported_model` or `out_of_memory`.

@@ -24,6 +24,7 @@ from finetune.export import GGUF, MERGED, mirrored
 from finetune.export.archive import pack
 from finetune.export.card import card
 from finetune.model.cache import SAFE_NAME, file_sha256
+from finetune.model.product import ADAPTER_FILES, kind_of
 from finetune.progress import write_atomic, write_report
 from finetune.steps import (
     Base,
@@ -39,8 +40,6 @@ from finetune.steps import (
 
 CHECKPOINTS = 3
 CARD = "README.md"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
 Some = TypeVar("Some")
 File = TypeVar("File", bound=StepFile)
 
@@ -50,7 +49,7 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
 
     Args:
         step: Where to, and what to say in the manifest.
-        inputs: `adapter`, `resolved`, `result`, `source`, `base_info`; `statistics`, `metrics`, `evaluation` and `exported` if
+        inputs: `adapter` (or a model), `resolved`, `result`, `source`, `base_info`; `statistics`, `metrics`, `evaluation` and `exported` if
             there are any.
         out: Gets model_s3.txt, README.md and manifest.json.
     Raises:
@@ -64,7 +63,8 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
         prefix_of_state = step.mirror
         mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
         step = step.model_copy(update={"state_dir": str(mirror)})
-    write_atomic(out / CARD, card(build_manifest(step, inputs, [])))
+    kind = kind_of(inputs["adapter"])
+    write_atomic(out / CARD, card(build_manifest(step, inputs, []), whole=kind == "model"))
     files = collect(step, inputs, out)
     described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
     manifest = build_manifest(step, inputs, described)
@@ -75,7 +75,7 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
     sha256 = file_sha256(out / "manifest.json")
     send(client, out / "manifest.json", f"{prefix}manifest.json", sha256, patience=patience)
     size = sum(entry.size for entry in described)
-    message = f"Uploaded the adapter: {len(files) + 1} files ({size_text(size)}) to {prefix}"
+    message = f"Uploaded the {kind}: {len(files) + 1} files ({size_text(size)}) to {prefix}"
     data = {"prefix": prefix, "files": len(files) + 1, "bytes": size, "manifest_sha256": sha256}
     write_report(out, "upload", message, data)
 
@@ -89,15 +89,12 @@ def collect(step: UploadStep, inputs: dict[str, Path], out: Path) -> list[tuple[
     """What to upload besides the manifest: relative key and file, sorted.
 
     Raises:
-        StepError: `invalid_step_file`: the adapter folder has no adapter, or a name that is none of ours.
+        StepError: `invalid_step_file`: the folder has neither adapter nor model, or a name that is none of ours.
     """
-    adapter = [(name, path) for name, path in _files_below(inputs["adapter"], "adapter/") if path.name != CARD]
-    adapter.append((f"adapter/{CARD}", out / CARD))
-    if not {f"adapter/{name}" for name in ADAPTER_FILES} <= {name for name, _ in adapter}:
-        raise StepError(
-            "invalid_step_file", f"{inputs['adapter']} holds no adapter: {' and '.join(ADAPTER_FILES)} are expected."
-        )
-    files = [*adapter, *checkpoints(Path(step.state_dir) if step.state_dir else None)]
+    place = f"{kind_of(inputs['adapter'])}/"
+    product = [(name, path) for name, path in _files_below(inputs["adapter"], place) if path.name != CARD]
+    product.append((place + CARD, out / CARD))
+    files = [*product, *checkpoints(Path(step.state_dir) if step.state_dir else None)]
     files += [
         (name, inputs[key])
         for key, name in (("metrics", "metrics.csv"), ("evaluation", "evaluation.json"))
@@ -106,7 +103,7 @@ def collect(step: UploadStep, inputs: dict[str, Path], out: Path) -> list[tuple[
     files.append(("model_s3.txt", out / "model_s3.txt"))
     files += _exported(inputs.get("exported"))
     if step.output.archive != "none":
-        archive = pack([(name.removeprefix("adapter/"), path) for name, path in adapter], step.output.archive, out)
+        archive = pack([(name.removeprefix(place), path) for name, path in product], step.output.archive, out)
         files.append((archive.name, archive))
     return sorted(files)
 

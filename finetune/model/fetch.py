@@ -1,8 +1,8 @@
 """FETCH_MODEL: bring the base model into the content-addressed cache, at one exact revision.
 
-Reads fetch.json; writes base (a link into the cache) and base.json. Sources: the hub at a commit, an S3 prefix, a local
-folder, or a Python package that carries a GGUF file (converted once, in a process of its own, because that needs torch).
-The only step that reaches a hub. The inference engine takes its bases through `obtain` too.
+Reads fetch.json; writes base (a link into the cache), base.json and parent/ (the adapter to go on from). Sources: the hub
+at a commit, an S3 prefix, a local folder, or a Python package that carries a GGUF file (converted once, in a process of
+its own, because that needs torch). The only step that reaches a hub. The inference engine takes its bases through `obtain` too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from finetune import environment, s3
 from finetune.exit_codes import BY_STATUS, StepError
 from finetune.export import llama
-from finetune.model import cache, hub
+from finetune.model import cache, hub, parent
 from finetune.progress import write_atomic, write_report
 from finetune.steps import S3, Base, FetchStep, ModelSource
 
@@ -32,7 +32,7 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
     Args:
         step: Where it comes from.
         inputs: None are read.
-        out: Gets base and base.json.
+        out: Gets base, base.json and parent/.
     Raises:
         StepError: `model_not_found`, `model_gated`, `model_unavailable`, `unsupported_model`, and those of S3;
             `unsupported_operation`: it cannot become the GGUF file that was asked for.
@@ -46,9 +46,11 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
         cache.link(folder, out / "base")
         if cache.hold(kept, folder, (out / "base").absolute()):
             break
+    parent.bring(step.model.parent, base, step.s3, kept, out / "parent")
     write_atomic(out / "base.json", base.text())
     size = f"{base.parameters / 1e6:,.1f} million parameters, revision {base.revision[:12]}"
     message = f"Base model {base.id} ({size}) {'was in the cache' if cached else 'was fetched'}."
+    message += f" Training goes on from {step.model.parent.id}." if step.model.parent else ""
     write_report(out, "fetch", message, {"parameters": base.parameters, "revision": base.revision, "cached": cached})
 
 
@@ -81,6 +83,30 @@ def obtain(model: ModelSource, access: S3, folder: Path) -> tuple[Path, Base, bo
     if model.kind != "path":
         cache.touch(place)
     return place, cache.describe(model, place, revision), cached
+
+
+def at_hand(model: ModelSource, folder: Path) -> Path | None:
+    """The folder of a base that can be read without fetching anything; None if it is not here, or was never fetched by this name.
+
+    Args:
+        model: Where it comes from.
+        folder: The cache.
+    """
+    if model.kind == "path":
+        place = Path(model.location).expanduser()
+        return place if (place / "config.json").is_file() else None
+    if (found := cache.find_model(folder, model.revision)) is not None:
+        return found
+    if model.kind == "hub":
+        key = cache.address("hub", model.location, model.revision)
+    elif model.kind == "package":
+        try:
+            key = cache.address("package", model.location, importlib.metadata.version(model.location), CONVERTER)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    else:
+        return None
+    return cache.find_model(folder, cache.recall(folder, key).get("revision"))
 
 
 def _from_hub(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, bool]:

@@ -10,6 +10,7 @@ process FETCH_MODEL {
     output:
     path 'base', emit: base
     path 'base.json', emit: info
+    path 'parent', emit: parent
     path 'fetch.report.json', emit: report
 
     script:

@@ -10,10 +10,11 @@ process FINE_TUNE {
     path prepared
     path base
     path base_info
+    path parent
     path access
 
     output:
-    path 'adapter', emit: adapter
+    path '{adapter,model}', emit: adapter
     path 'result.json', emit: result
     path 'metrics.csv', emit: metrics
     path 'train.report.json', emit: report
@@ -21,7 +22,7 @@ process FINE_TUNE {
     script:
     """
     python -m finetune train --job ${job} --in prepared=${prepared} --in base=${base} --in base_info=${base_info} \\
-        ${access ? "--in access=${access}" : ''}
+        --in parent=${parent} ${access ? "--in access=${access}" : ''}
     """
 
     stub:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from finetune.config import JobSpec
 from finetune.exit_codes import StepError
 from finetune.mirror import Access, Entry, Mirror, step_of
-from finetune.steps import S3, ModelSource, Pinned, plan
+from finetune.step_files import plan
+from finetune.steps import S3, ModelSource, Pinned
 
 pytestmark = pytest.mark.unit
 
