@@ -6,15 +6,14 @@ padding. Used by training and by evaluation alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from finetune.data.encode import Example
+from finetune.train.logits import hidden_at, piece_size, summed
 
 
 @dataclass(frozen=True)
@@ -60,32 +59,24 @@ def score(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> Score:
         mask: bool, same shape: this token carries loss as a target. The first of a row never does.
     """
     where = model.device
-    tokens, wanted = tokens.to(where), mask[:, 1:].to(where)
+    end = _last(mask)
+    tokens, wanted = tokens[:, : end + 1].to(where), mask[:, 1 : end + 1].to(where)
     targets = tokens[:, 1:][wanted]
-    with logits_at(model, wanted), autocast(model):
-        logits = model(input_ids=tokens, use_cache=False).logits[0].float()
-    loss = functional.cross_entropy(logits, targets, reduction="sum")
-    correct = (logits.detach().argmax(-1) == targets).sum()
+    with autocast(model):
+        hidden, logits_of = hidden_at(model, tokens[:, :-1], wanted)
+        loss, correct = summed(hidden, targets, logits_of, piece_size(model), _head(model))
     return Score(loss, correct, len(targets))
 
 
-@contextmanager
-def logits_at(model: Any, wanted: torch.Tensor) -> Iterator[None]:
-    """Let the output layer see only some positions; whatever a model does with logits after it (scaling, capping) is kept.
+def _last(mask: torch.Tensor) -> int:
+    """The last position that carries loss in any row: what comes after it is not computed."""
+    columns = mask.any(0).nonzero()
+    return int(columns[-1]) if len(columns) else 1
 
-    Args:
-        model: Its logits come out with shape (1, k, vocabulary).
-        wanted: bool, shape (rows, n - 1), k of them True: positions whose next token is predicted.
-    """
 
-    def select(_layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return inputs[0][:, :-1][wanted][None], *inputs[1:]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _head(model: Any) -> list[torch.Tensor]:
+    """The weights of the output layer that are trained."""
+    return [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
 
 
 def autocast(model: Any) -> Any:

@@ -22,7 +22,7 @@ from finetune.evaluate.heldout import held_out
 from finetune.exit_codes import StepError
 from finetune.model.loading import is_out_of_memory
 from finetune.steps import Resolved
-from finetune.train import schedule
+from finetune.train import fused, heap, schedule
 from finetune.train.batches import Steps, micro_batches
 from finetune.train.folder import TrainFolder
 from finetune.train.keeping import Keeping, Write
@@ -108,6 +108,9 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.lengths, self.trained = self.train_examples.lengths, self.train_examples.trained
         self.pad_id, self.budget, self.ask = pad_id, budget, ask
         self.measures: dict[str, float] = {}  # of the last step, besides loss and accuracy
+        if args.device.type == "cpu":
+            heap.keep()
+        fused.fuse(model)
         self.sampler = Steps(len(self.train_examples), args.per_device_train_batch_size, args.seed)
         super().__init__(
             model,
