@@ -115,7 +115,9 @@ async def _ended(db: AsyncSession, job: Job, run: Run, ended: Ended) -> None:
     stage.submitted_at, stage.finished_at = _time(row.submit) or stage.submitted_at, _time(row.complete)
     stage.started_at = _time(row.start) or stage.started_at
     if ended.report is not None:
-        await events.record(db, job, ended.report["message"], data={"stage": row.process} | ended.report["data"])
+        message, data = ended.report["message"], ended.report["data"]
+        level = "warn" if data.get("warnings") else "info"
+        await events.record(db, job, message, level=level, data={"stage": row.process} | data)
     if row.status == "FAILED" and row.error_action == "RETRY":
         message = f"{row.process} ended with exit status {row.exit}; it is tried again (attempt {row.attempt + 1})"
         await events.record(db, job, message, level="warn", data={"stage": row.process, "exit_status": row.exit})

@@ -24,6 +24,19 @@ from finetune.exit_codes import BY_NAME, StepError
 
 
 @dataclass
+class Named:
+    """Rows of one kind: how many, and the lines of the first of them."""
+
+    rows: int = 0
+    lines: list[int] = field(default_factory=list)
+
+    def add(self, lines: npt.NDArray[np.int64]) -> None:
+        """Take rows, in order."""
+        self.rows += len(lines)
+        self.lines += lines[: MAX_LINES_NAMED - len(self.lines)].tolist()
+
+
+@dataclass
 class Taken:
     """One split as it was taken in.
 
@@ -33,16 +46,15 @@ class Taken:
         kept: Examples written.
         dropped: Rows left out for their length.
         truncated: Rows cut at the limit.
-        untrained: Rows left out because no token of them would be trained; `untrained_lines` are the first of them.
+        untrained: Rows left out because no token of them would be trained.
     """
 
     split: Split
     rows: int = 0
     kept: int = 0
-    dropped: int = 0
-    truncated: int = 0
-    untrained: int = 0
-    untrained_lines: list[int] = field(default_factory=list)
+    dropped: Named = field(default_factory=Named)
+    truncated: Named = field(default_factory=Named)
+    untrained: Named = field(default_factory=Named)
 
 
 def take_in(
@@ -106,17 +118,16 @@ def _fit(
     lines, over = together[0].lines, longest > limit
     kept = ~over if data.overlength != "truncate" else np.ones(len(lines), dtype=np.bool_)
     if data.overlength == "truncate":
-        taken.truncated += int(over.sum())
+        taken.truncated.add(lines[over])
         together = tuple(block.cut(limit) for block in together) if over.any() else together
     elif data.overlength == "drop":
-        taken.dropped += int(over.sum())
+        taken.dropped.add(lines[over])
     else:
         for at in np.flatnonzero(over):
             message = f"{longest[at]:,} tokens, where max_length is {limit:,}"
             problems.add("overlength_examples", file, "overlength", int(lines[at]), message)
     idle = kept & ~_teaches(together)
-    taken.untrained += int(idle.sum())
-    taken.untrained_lines += lines[idle][: MAX_LINES_NAMED - len(taken.untrained_lines)].tolist()
+    taken.untrained.add(lines[idle])
     kept &= ~idle
     return together if kept.all() else tuple(block.only(kept) for block in together)
 
@@ -142,16 +153,16 @@ def _require(taken: Taken, files: list[File], limit: int, minimum: int) -> None:
         raise StepError("invalid_file_format", f"{name} is empty.", param=param)
     if taken.rows < minimum:
         raise too_few(name, taken.rows, param=param, minimum=minimum)
-    if taken.kept == 0 and taken.untrained:
-        lines = ", ".join(map(str, taken.untrained_lines))
+    if taken.kept == 0 and taken.untrained.rows:
+        lines = ", ".join(map(str, taken.untrained.lines))
         told = f"{name}: no example has a token that would be trained (lines {lines}"
-        told += ", …" if taken.untrained > len(taken.untrained_lines) else ""
+        told += ", …" if taken.untrained.rows > len(taken.untrained.lines) else ""
         remedy = BY_NAME["no_trainable_tokens"].remedy
-        raise StepError("no_trainable_tokens", f"{told}). {remedy}", param=param, lines=taken.untrained_lines)
+        raise StepError("no_trainable_tokens", f"{told}). {remedy}", param=param, lines=taken.untrained.lines)
     if taken.kept == 0:
         told = f"{name}: every example is longer than max_length ({limit:,} tokens)."
         raise StepError("overlength_examples", f"{told} {BY_NAME['overlength_examples'].remedy}", param=param)
     if taken.kept < minimum:
-        left_out = f"{taken.dropped} longer than max_length and {taken.untrained} with nothing to train were left out"
+        left_out = f"{taken.dropped.rows} longer than max_length and {taken.untrained.rows} with nothing to train were left out"
         told = f"{name}: only {taken.kept} of {taken.rows} examples can be used ({left_out}); at least {minimum} are needed."
         raise StepError("invalid_n_examples", told, param=param)

@@ -28,6 +28,8 @@ from finetune.data.resolve import resolve
 from finetune.data.sealed import code_sha256, intact, place, seal
 from finetune.data.shards import Task
 from finetune.data.tokenizer import TextTokenizer, load
+from finetune.estimate import prepared as expectation
+from finetune.estimate.result import sentence
 from finetune.exit_codes import StepError
 from finetune.model.cache import address, file_sha256, locked, making, touch
 from finetune.progress import write_atomic, write_report
@@ -71,7 +73,12 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
         place(kept, out / "prepared")
     found = json.loads((out / "prepared" / "statistics.json").read_text(encoding="utf-8"))
     message = found.pop("message") + (" (cached)" if cached else "") + "."
-    write_report(out, "prepare", message, found | {"cached": cached, "files_tokenised": tokenised})
+    resolved = Resolved.model_validate_json((out / "prepared" / "resolved.json").read_bytes())
+    facts = expectation.facts(base, inputs["base"], resolved, files, step)
+    expected = expectation.by_hand(facts, step, base)
+    print(f"{sentence(expected)}.", flush=True)
+    told = {"facts": facts.model_dump(mode="json"), "estimate": expected.model_dump(mode="json")}
+    write_report(out, "prepare", message, found | {"cached": cached, "files_tokenised": tokenised} | told)
 
 
 def prepare(
@@ -124,8 +131,8 @@ def prepare(
         tokens=train.tokens,
         trained_tokens=train.trained_tokens,
         longest=train.longest,
-        dropped=sum(split.dropped for split in taken),
-        truncated=sum(split.truncated for split in taken),
+        dropped=sum(split.dropped.rows for split in taken),
+        truncated=sum(split.truncated.rows for split in taken),
         data_sha256=data_sha256(folder),
     )
     write_atomic(folder / "resolved.json", resolved.text())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,40 +119,52 @@ def describe(
     """statistics.json: numbers of both splits, what was left out, what repeats, and `message`, the sentence for the events."""
     again = find(folder)
     train, validation = Lines(folder, "train", files), Lines(folder, "validation", files)
-    found = {
+    found: dict[str, Any] = {
         "train": counted[0].as_json(train),
         "validation": counted[1].as_json(validation),
-        "dropped": sum(split.dropped for split in taken),
-        "truncated": sum(split.truncated for split in taken),
-        "untrained": {split.split: {"rows": split.untrained, "lines": split.untrained_lines} for split in taken},
+        **{
+            kind: {split.split: asdict(getattr(split, kind)) for split in taken}
+            for kind in ("dropped", "truncated", "untrained")
+        },
         "duplicates": again.duplicates,
         "duplicate_rows": [train.place(late) | {"first": train.place(soon)} for soon, late in again.duplicate_pairs],
         "leaked": again.leaked,
         "leaked_rows": [validation.place(late) | {"first": train.place(soon)} for soon, late in again.leaked_pairs],
         "total_steps": total_steps,
     }
-    named = {
-        "duplicates": _named([train.text(late) for _, late in again.duplicate_pairs], again.duplicates),
-        "leaked": _named([validation.text(late) for _, late in again.leaked_pairs], again.leaked),
-    }
-    return found | {"message": sentence(found, named)}
+    found["warnings"] = found["leaked"] + sum(
+        split["rows"] for kind in ("truncated", "untrained") for split in found[kind].values()
+    )
+    duplicates = [train.text(late) for _, late in again.duplicate_pairs]
+    leaked = [validation.text(late) for _, late in again.leaked_pairs]
+    return found | {"message": sentence(found, duplicates, leaked)}
 
 
-def sentence(found: dict[str, Any], named: dict[str, str]) -> str:
-    """What a user reads, such as "Prepared 128 examples: 5,412 tokens, 1,003 of them trained; 96 steps"."""
+def sentence(found: dict[str, Any], duplicates: list[str], leaked: list[str]) -> str:
+    """What a user reads, such as "Prepared 128 examples: 5,412 tokens, 1,003 of them trained; 96 steps".
+
+    Args:
+        found: The numbers.
+        duplicates: The first lines that repeat.
+        leaked: The first lines of validation that stand in training.
+    """
     train = found["train"]
     told = f"Prepared {train['examples']:,} examples: {train['tokens']:,} tokens, {train['trained_tokens']:,} of them trained; {found['total_steps']:,} steps"
-    untrained = sum(split["rows"] for split in found["untrained"].values())
-    lines = [str(line) for split in found["untrained"].values() for line in split["lines"]]
-    asides = [
-        (found["validation"]["examples"], "{n} for validation"),
-        (found["leaked"], "{n} of those for validation also stand in training" + named["leaked"]),
-        (found["duplicates"], "{n} repeated" + named["duplicates"]),
-        (found["dropped"], "{n} too long and left out"),
-        (found["truncated"], "{n} too long and cut"),
-        (untrained, "{n} left out with nothing to train" + _named(lines[:10], untrained)),
+    asides: list[tuple[int, str, list[str]]] = [
+        (found["validation"]["examples"], "for validation", []),
+        (found["leaked"], "of those for validation also stand in training", leaked),
+        (found["duplicates"], "repeated", duplicates),
+        _aside(found["dropped"], "too long and left out"),
+        _aside(found["truncated"], "too long and cut"),
+        _aside(found["untrained"], "left out with nothing to train"),
     ]
-    return "; ".join([told, *(text.replace("{n}", f"{number:,}") for number, text in asides if number)])
+    return "; ".join([told, *(f"{number:,} {text}{_named(lines, number)}" for number, text, lines in asides if number)])
+
+
+def _aside(named: dict[str, Any], text: str) -> tuple[int, str, list[str]]:
+    """Rows of one kind in both splits: how many, what they are, the first lines."""
+    rows = sum(split["rows"] for split in named.values())
+    return rows, text, [str(line) for split in named.values() for line in split["lines"]][:10]
 
 
 def samples(folder: Path, files: list[File], data: dict[Split, Data]) -> Iterator[dict[str, Any]]:

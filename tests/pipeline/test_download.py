@@ -51,6 +51,17 @@ def test_the_same_object_is_fetched_once(storage: Any, tmp_path: Path) -> None:
     assert second.files[1].split == "validation"
 
 
+def test_a_cached_object_that_is_no_longer_what_was_fetched_is_fetched_again(storage: Any, tmp_path: Path) -> None:
+    pinned = Pinned(uri=storage.uri("spoilt.jsonl"), etag=storage.put("spoilt.jsonl", ROWS), size=len(ROWS))
+    first, _ = run(storage, tmp_path, pinned)
+    (kept,) = (tmp_path / "cache" / "datasets").glob("*/object")
+    kept.unlink()
+    kept.write_bytes(ROWS.replace(b"t1", b"t9"))
+    second, _ = run(storage, tmp_path, pinned)
+    assert second.files == first.files
+    assert (tmp_path / "data" / "train" / "0001.jsonl").read_bytes() == ROWS
+
+
 def test_an_object_changed_since_the_check_is_refused_and_nothing_kept(storage: Any, tmp_path: Path) -> None:
     etag = storage.put("moving.jsonl", ROWS)
     storage.put("moving.jsonl", ROWS + ROWS)

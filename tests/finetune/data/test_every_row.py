@@ -109,7 +109,7 @@ def test_every_row_is_prepared_once_or_counted_or_named(
         assert len(kept) == len(set(kept)) == taken.kept
         assert set(kept) | set(named) <= places
         assert not set(kept) & set(named)
-        assert taken.kept + taken.dropped + taken.untrained + count == len(places)
+        assert taken.kept + taken.dropped.rows + taken.untrained.rows + count == len(places)
         assert all(examples.lengths <= limit)
         assert all(examples.trained > 0)
         if data.format == "preference":

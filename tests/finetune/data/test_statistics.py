@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from finetune.data.arrays import Examples
 from finetune.data.statistics import Counted
+from finetune.data.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -88,10 +88,17 @@ def test_what_is_cut_to_the_same_is_the_same(prepare_files: Prepare) -> None:
     rows = [{"text": f"{'word ' * 40}{n}"} for n in range(12)]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     out = prepare_files({"a.jsonl": lines}, data={"overlength": "truncate"}, max_length=20)
-    assert (numbers(out)["truncated"], numbers(out)["duplicates"]) == (12, 11)
+    assert numbers(out)["truncated"]["train"] == {"rows": 12, "lines": list(range(1, 11))}
+    assert numbers(out)["duplicates"] == 11
+    assert "12 too long and cut (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in numbers(out)["message"]
 
 
-def test_weights_choose_the_turns_that_are_trained(prepare_files: Prepare) -> None:
+def test_what_changes_the_meaning_of_a_result_is_a_warning(prepare_files: Prepare) -> None:
+    assert numbers(prepare_files({"a.jsonl": chats(*range(1, 12), 3)}, {"v.jsonl": chats(20)}))["warnings"] == 0
+    assert numbers(prepare_files({"a.jsonl": chats(*range(1, 12))}, {"v.jsonl": chats(3, 4)}, out="b"))["warnings"] == 2
+
+
+def test_weights_choose_the_turns_that_are_trained(prepare_files: Prepare, tokenizer: TextTokenizer) -> None:
     turns = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "one", "weight": 0},
@@ -100,13 +107,9 @@ def test_weights_choose_the_turns_that_are_trained(prepare_files: Prepare) -> No
         {"role": "user", "content": "c"},
         {"role": "assistant", "content": "three"},
     ]
-    from finetune.data.tokenizer import load
-
     lines = json.dumps({"messages": turns}).encode() + b"\n"
     for train_on, wanted in (("assistant", ["two", "three"]), ("last", ["three"])):
-        with tempfile.TemporaryDirectory():
-            out = prepare_files({"a.jsonl": lines * 10}, out=train_on, data={"train_on": train_on})
+        out = prepare_files({"a.jsonl": lines * 10}, out=train_on, data={"train_on": train_on})
         row = Examples(out / "prepared", "train")[0]
-        tokenizer = load(Path(json.loads((out.parent / "base.json").read_text())["location"]))
         said = tokenizer.backend.decode(row.tokens[row.mask].tolist(), skip_special_tokens=False)
         assert said == "".join(f"{text}<|im_end|>" for text in wanted)
