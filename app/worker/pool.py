@@ -52,6 +52,7 @@ class Pool:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._held: dict[str, Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # also of hands whose job a later hand of ours holds by now
         self._recovery = Recovery(context.settings.lease_seconds)
         self._confirming: asyncio.Task[None] | None = None
         self._closing = False
@@ -128,17 +129,16 @@ class Pool:
             patience: Seconds to wait for it.
         """
         self._closing = True
-        held = list(self._held.values())
-        for one in held:
+        for one in self._held.values():
             one.hand.halt, one.hand.leave = halt, not halt
             one.hand.wake.set()
             if not one.slot:
                 one.task.cancel()
-        if held:
-            await asyncio.wait([one.task for one in held], timeout=patience)
-        for one in self._held.copy().values():
-            one.task.cancel()
-        await asyncio.gather(*(one.task for one in held), return_exceptions=True)
+        if tasks := list(self._tasks):
+            await asyncio.wait(tasks, timeout=patience)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _claim_one(self) -> bool:
         """Claim one job, if there is a place and a job for it."""
@@ -176,7 +176,10 @@ class Pool:
         context = self._context
         work = run.carry(context, hand) if slot else validate.validate(context.database, context.settings, claim)
         log.info("claimed", job=claim.job_id, fence=claim.fence, run=slot, previous=claim.previous)
-        self._held[claim.job_id] = Held(hand, asyncio.create_task(self._guard(hand, work)), slot)
+        task = asyncio.create_task(self._guard(hand, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._held[claim.job_id] = Held(hand, task, slot)
 
     async def _guard(self, hand: Hand, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`; whatever comes of it, the job is not left in a dead hand."""
@@ -194,7 +197,8 @@ class Pool:
             with contextlib.suppress(TimeoutError):  # a database that is away while the worker goes: the lease runs out
                 async with asyncio.timeout(GOING_SECONDS if self._closing else None):
                     await insist(lambda: self._let_go(hand))
-            self._held.pop(hand.job_id, None)
+            if (last := self._held.get(hand.job_id)) is not None and last.hand is hand:
+                del self._held[hand.job_id]  # a checked job may be held for its run while the check's hand lets go
             self.wake.set()
 
     async def _stumbled(self, hand: Hand) -> None:

@@ -5,6 +5,7 @@ Nextflow is stood in for by a script that ends as it is told: only its end matte
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from datetime import UTC, datetime, timedelta
@@ -170,3 +171,21 @@ async def test_a_job_that_its_worker_stumbles_over_three_times_fails(
     monkeypatch.setattr(run, "carry", stumbling)
     job = await ended(world, await world.job(await world.project(), status="queued"))
     assert (job.status, job.error["code"]) == ("failed", "crash_loop")
+
+
+async def test_a_job_claimed_for_its_run_while_the_hand_of_its_check_lets_go_is_claimed_once(
+    stored: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = stored
+    launcher(world, "sleep 2; echo 'ERROR ~ the end'; exit 1")
+    let_go, fences = pool.release, []
+
+    async def slowly(db: Any, claim: Claim, worker: str) -> None:
+        fences.append(claim.fence)
+        await asyncio.sleep(0.5)
+        await let_go(db, claim, worker)
+
+    monkeypatch.setattr(pool, "release", slowly)
+    job = await ended(world, await world.job(await world.project()))
+    assert (job.fence, fences) == (2, [1, 2])
+    assert [made.fence for made in await world.rows(Run)] == [2]
