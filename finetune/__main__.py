@@ -42,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "serve": "finetune.inference.serve",
     "infer": "finetune.inference.infer",
     "export": "finetune.export.command",
+    "estimate": "finetune.estimate.command",
 }
 """Commands with arguments of their own: `main(argv: list[str]) -> int | None`."""
 

@@ -6,6 +6,7 @@ else from the environment; they are never printed.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,21 @@ def hub_offline() -> bool:
 def cache_dir(given: str | None = None) -> Path:
     """The content-addressed cache: what the step file names, else `LLAMAFLOW_CACHE_DIR`, else ~/.cache/llamaflow. Absolute."""
     return Path(given or os.environ.get("LLAMAFLOW_CACHE_DIR") or "~/.cache/llamaflow").expanduser().absolute()
+
+
+def prices() -> dict[str, float]:
+    """`LLAMAFLOW_PRICES`: a JSON object of prices an hour, by profile and device; for the estimate by hand."""
+    try:
+        found = json.loads(os.environ.get("LLAMAFLOW_PRICES") or "{}")
+        return {str(name): float(value) for name, value in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        message = "LLAMAFLOW_PRICES is no JSON object of numbers."
+        raise StepError("invalid_step_file", message) from None
+
+
+def currency() -> str:
+    """`LLAMAFLOW_CURRENCY`: what those prices are in. Default: USD."""
+    return os.environ.get("LLAMAFLOW_CURRENCY") or "USD"
 
 
 def image() -> str | None:

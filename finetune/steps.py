@@ -258,6 +258,8 @@ class Result(StepFile):
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    device: str = Field("", description="What it ran on: cpu, or the GPU's name.")
+    threads: int = Field(0, description="Of the arithmetic on a CPU.")
     precision: str = "float32"
     parent: Parent | None = Field(None, description="What it went on from.", exclude_if=lambda parent: parent is None)
     left_out: str | None = Field(

@@ -29,7 +29,7 @@ from finetune.train.folder import TrainFolder, step_of, train_key
 from finetune.train.methods import Given, Work
 from finetune.train.remote import folder_of
 from finetune.train.techniques import Ground, Made, technique
-from finetune.train.tell import Teller, peak_memory
+from finetune.train.tell import Teller, device_name, peak_memory, threads
 from finetune.train.watch import Reason, Watch
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes")
@@ -173,6 +173,8 @@ def _result(
         cpu_seconds=round(teller.cpu_seconds(), 3),
         gpu_seconds=round(teller.seconds(), 3) if teller.where.type == "cuda" else 0.0,
         peak_memory_bytes=peak_memory(teller.where),
+        device=device_name(teller.where),
+        threads=threads(),
         precision=kind,
         parent=given.parent[0] if given.parent else None,
         left_out=targets.left_out(trainer.model),

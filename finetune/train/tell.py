@@ -120,6 +120,16 @@ def say(text: str) -> None:
         os.close(nowhere)
 
 
+def device_name(where: torch.device) -> str:
+    """What a training runs on: `cpu`, or the GPU's name."""
+    return str(torch.cuda.get_device_name(where)) if where.type == "cuda" else where.type
+
+
+def threads() -> int:
+    """CPU threads of the arithmetic."""
+    return int(torch.get_num_threads())
+
+
 def peak_memory(where: torch.device) -> int:
     """Bytes this process has had at most: on the accelerator, else in main memory."""
     if where.type == "cuda":

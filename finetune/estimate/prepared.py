@@ -1,0 +1,119 @@
+"""The estimate once PREPARE_DATA has counted: examples, tokens and steps are exact, memory and time are still ranges.
+
+Told before a GPU minute is spent. The service reckons again with its earlier runs and its prices, from `Facts`. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from finetune.config import JobSpec
+from finetune.data.problems import File
+from finetune.data.reading import CHUNK_BYTES
+from finetune.estimate import device, shape
+from finetune.estimate.ranges import exactly
+from finetune.estimate.reckon import Counted, Known, complete
+from finetune.estimate.result import Basis, Estimate, Where
+from finetune.estimate.sample import Part, take, text_bytes
+from finetune.estimate.shape import Shape
+from finetune.steps import Base, PrepareStep, Resolved
+
+
+class Facts(BaseModel):
+    """What PREPARE_DATA found that time and memory depend on.
+
+    parameters, units, vocabulary: of the base, as `finetune.estimate.shape.Shape`. tokens, trained_tokens: of one epoch.
+    bytes_a_token: bytes of text that make one token, of the first rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    parameters: int
+    units: int
+    vocabulary: int
+    n_examples: int
+    n_validation: int
+    n_epochs: int
+    batch_size: int
+    total_steps: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    bytes_a_token: float | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Of the base."""
+        return Shape(self.parameters, self.units, self.vocabulary, read=True)
+
+
+def facts(base: Base, folder: Path, resolved: Resolved, files: list[File], step: PrepareStep) -> Facts:
+    """What there is to know of a prepared dataset.
+
+    Args:
+        base: base.json.
+        folder: The base's.
+        resolved: resolved.json.
+        files: The dataset as downloaded: its first rows are read once more, for the length of their texts.
+        step: How they are read.
+    """
+    found = shape.of_folder(folder) or shape.of_parameters(base.parameters)
+    parts = [
+        Part(file.uri, file.path.stat().st_size, lambda file=file: _open(file.path))  # type: ignore[misc]
+        for file in files
+        if file.split == "train"
+    ]
+    rows = take(parts, step.data)
+    size = sum(text_bytes(item) for item in rows.items)
+    tokens = resolved.tokens / resolved.n_examples * len(rows.items)
+    return Facts(
+        parameters=base.parameters,
+        units=found.units,
+        vocabulary=found.vocabulary,
+        bytes_a_token=round(size / tokens, 4) if tokens and size else None,
+        **{name: getattr(resolved, name) for name in Facts.model_fields if hasattr(resolved, name)},
+    )
+
+
+def by_hand(made: Facts, step: PrepareStep, base: Base) -> Estimate:
+    """The estimate by the rules alone, for this machine."""
+    options: dict[str, Any] = {"technique": step.technique, "hyperparameters": step.hyperparameters, "data": step.data}
+    options |= {"method": {"type": "dpo" if step.data.format == "preference" else "supervised"}}
+    spec = JobSpec(model="base", training_file="train", **options)
+    return expected(made, spec, Known(device.here(), made.shape), base.id)
+
+
+def expected(made: Facts, spec: JobSpec, known: Known, model: str) -> Estimate:
+    """Time, memory and cost of a prepared dataset.
+
+    Args:
+        made: What PREPARE_DATA found.
+        spec: The job.
+        known: Device, earlier runs and prices.
+        model: What to call the base.
+    """
+    exact = {
+        "n_epochs": made.n_epochs,
+        "batch_size": made.batch_size,
+    }
+    asked = spec.model_copy(update={"hyperparameters": spec.hyperparameters.model_copy(update=exact)})
+    counted = Counted(
+        examples=exactly(made.n_examples),
+        validation=exactly(made.n_validation),
+        tokens=exactly(made.tokens),
+        trained=exactly(made.trained_tokens),
+        longest=exactly(made.longest),
+    )
+    where = Where(kind=known.device.kind, name=known.device.name, count=known.device.count, memory=known.device.memory)
+    basis = Basis(rows_read=made.n_examples, complete=True, tokens="tokenizer", seconds=None, memory=None)
+    told = Estimate(model=model, technique=spec.technique, device=where, basis=basis)
+    return complete(told, asked, counted, known)
+
+
+def _open(path: Path) -> Iterable[bytes]:
+    with path.open("rb") as file:
+        yield from iter(lambda: file.read(CHUNK_BYTES), b"")
