@@ -119,9 +119,14 @@ def chat_template(folder: Path) -> str | None:
 
 
 def describe(model: ModelSource, folder: Path, revision: str) -> Base:
-    """base.json of a base that lies in `folder`. The template's sha256 is of the one in force; of nothing if there is none."""
+    """base.json of a base that lies in `folder`. The template's sha256 is of the one in force; of nothing if there is none.
+
+    Raises:
+        StepError: `unsupported_model`: a file of weights is missing, or is no safetensors file.
+    """
     template = model.template if model.template is not None else chat_template(folder) or ""
     sha256 = hashlib.sha256(template.encode()).hexdigest()
+    _require_shards(folder)
     parameters = count_parameters(folder)
     return Base(
         id=model.id,
@@ -276,6 +281,21 @@ def holders(cache: Path, revision: str) -> list[Path]:
     base, uses = model_folder(cache, revision).resolve(), cache / "uses" / revision
     named = [Path(path.read_text(encoding="utf-8").strip()) for path in uses.glob("*")] if uses.is_dir() else []
     return [link for link in named if link.is_symlink() and link.resolve() == base]
+
+
+def _require_shards(folder: Path) -> None:
+    """Every file that the index of a base's weights names is there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():
+        return
+    try:
+        shards = set(_object(index)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        raise StepError("unsupported_model", f"{index.name} is no index of weights.", param="model") from None
+    if missing := sorted(str(name) for name in shards if not (folder / str(name)).is_file()):
+        raise StepError(
+            "unsupported_model", f"The model's weights are not whole: {missing[0]} is missing.", param="model"
+        )
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from finetune import environment, s3
 from finetune.exit_codes import BY_STATUS, StepError
 from finetune.export import llama
-from finetune.model import cache, hub, parent
+from finetune.model import cache, hub, known, parent
 from finetune.progress import write_atomic, write_report
 from finetune.steps import S3, Base, FetchStep, ModelSource
 
@@ -110,9 +110,9 @@ def at_hand(model: ModelSource, folder: Path) -> Path | None:
 
 
 def _from_hub(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, bool]:
-    known = cache.address("hub", model.location, model.revision)
+    key = cache.address("hub", model.location, model.revision)
     if environment.hub_offline():
-        commit = str(cache.recall(folder, known).get("revision", ""))
+        commit = str(cache.recall(folder, key).get("revision", ""))
         if place := cache.find_model(folder, commit):
             return place, commit, True
         raise StepError(
@@ -126,10 +126,12 @@ def _from_hub(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, 
         if not cached:
             incoming = place.with_name(f".hub-{commit}")  # stays after a failure, so that the next try goes on
             incoming.mkdir(parents=True, exist_ok=True)
+            hub.download(model, commit, ["config.json"], incoming, token)
+            known.require(incoming / "config.json")
             hub.download(model, commit, names, incoming, token)
             cache.protect(incoming)
             incoming.rename(place)
-    cache.remember(folder, known, {"revision": commit})
+    cache.remember(folder, key, {"revision": commit})
     return place, commit, cached
 
 
@@ -154,6 +156,8 @@ def _from_s3(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, b
         for name in names:
             row = objects[name]
             s3.fetch(client, row.uri, target / name, etag=row.etag, size=row.size, param="model")
+            if name == "config.json":  # before the weights, by the order of names
+                known.require(target / name)
 
     return _once(folder, key, fill)
 
@@ -162,7 +166,9 @@ def _from_path(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str,
     place = Path(model.location).expanduser().resolve()
     if not place.is_dir():
         raise StepError("model_not_found", f"There is no folder {model.location}.", param="model")
-    stats = [(name, (place / name).stat()) for name in cache.wanted([path.name for path in place.iterdir()])]
+    names = cache.wanted([path.name for path in place.iterdir()])
+    known.require(place / "config.json")
+    stats = [(name, (place / name).stat()) for name in names]
     key = cache.address("path", str(place), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
     revision = cache.recall(folder, key).get("revision")
     if not isinstance(revision, str):
@@ -190,9 +196,9 @@ def _from_package(model: ModelSource, access: S3, folder: Path) -> tuple[Path, s
 def _once(folder: Path, key: str, fill: Callable[[Path], None]) -> tuple[Path, str, bool]:
     """The base a source is known to have, else the one `fill` writes; one process at a time."""
     with cache.locked(folder, f"source {key}"):
-        known = cache.recall(folder, key).get("revision")
-        if isinstance(known, str) and (place := cache.find_model(folder, known)):
-            return place, known, True
+        kept = cache.recall(folder, key).get("revision")
+        if isinstance(kept, str) and (place := cache.find_model(folder, kept)):
+            return place, kept, True
         revision = cache.adopt(folder, fill)
         cache.remember(folder, key, {"revision": revision})
     return cache.model_folder(folder, revision), revision, False

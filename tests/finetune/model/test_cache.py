@@ -82,6 +82,20 @@ def test_a_file_that_only_claims_to_be_safetensors_is_refused(tmp_path: Path, mo
         cache.count_parameters(folder)
 
 
+def test_weights_in_several_files_must_all_be_there(tmp_path: Path, model_folder: Make) -> None:
+    folder = model_folder(tmp_path)
+    source = ModelSource(id="x", kind="path", location=str(folder))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    weights = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    with pytest.raises(StepError, match=r"model-00002-of-00002\.safetensors is missing"):
+        cache.describe(source, folder, "a" * 64)
+    (folder / "model-00002-of-00002.safetensors").write_bytes(
+        (folder / "model-00001-of-00002.safetensors").read_bytes()
+    )
+    assert cache.describe(source, folder, "a" * 64).parameters == 12
+
+
 def test_the_template_in_force_is_hashed(tmp_path: Path, model_folder: Make) -> None:
     folder = model_folder(tmp_path, template="own")
     own = cache.describe(ModelSource(id="x", kind="path", location=str(folder)), folder, "a" * 64)

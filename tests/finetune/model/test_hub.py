@@ -17,44 +17,59 @@ import pytest
 pytestmark = pytest.mark.unit
 
 COMMIT = "c0ffee" + "0" * 34
+TOKEN = "hf_that-opens-it"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """`org/model` at one commit with the files of `folder`; `org/gated` is gated."""
+    """Repositories at one commit, by name below `org/`; `closed` shows its list to everyone and its files to TOKEN only."""
 
-    folder: Path
+    repositories: dict[str, Path]
     asked: list[str]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         parts = self.path.split("?")[0].strip("/").split("/")
-        if self.path.startswith("/api/models/org/gated"):
+        name = parts[3] if parts[:3] == ["api", "models", "org"] else parts[1] if len(parts) > 1 else ""
+        folder = self.repositories.get(name)
+        if name == "gated":
             self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif parts[:6] == ["api", "models", "org", "model", "tree", COMMIT]:
+        elif name == "broken":
+            self.answer(500, b"{}")
+        elif folder is None:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif parts[0] != "api":
+            self.file(folder / parts[4], closed=name == "closed") if parts[2:4] == [
+                "resolve",
+                COMMIT,
+            ] else self.absent()
+        elif parts[4:] == ["tree", COMMIT]:
             rows = [
                 {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
-                for path in self.folder.iterdir()
+                for path in folder.iterdir()
             ]
             self.answer(200, json.dumps(rows).encode())
-        elif parts[:4] == ["api", "models", "org", "model"]:
-            known = len(parts) == 4 or parts[5] in ("main", COMMIT)
-            self.info() if known else self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif parts[:4] == ["org", "model", "resolve", COMMIT] and (self.folder / parts[4]).is_file():
-            content = (self.folder / parts[4]).read_bytes()
-            self.answer(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
         else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            self.info(name, folder) if len(parts) == 4 or parts[5] in ("main", COMMIT) else self.absent()
 
     do_HEAD = do_GET  # noqa: N815  the name http.server asks for
 
-    def info(self) -> None:
-        names = [*(path.name for path in self.folder.iterdir()), "pytorch_model.bin", "onnx/model.onnx", "run.py"]
-        self.answer(
-            200,
-            json.dumps(
-                {"id": "org/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-            ).encode(),
-        )
+    def file(self, path: Path, *, closed: bool) -> None:
+        if closed and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif path.is_file():
+            content = path.read_bytes()
+            self.answer(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def absent(self) -> None:
+        self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+
+    def info(self, name: str, folder: Path) -> None:
+        files = [{"rfilename": path.name} for path in folder.iterdir()]
+        more = [{"rfilename": name} for name in ("pytorch_model.bin", "onnx/model.onnx", "run.py")]
+        told = {"id": f"org/{name}", "sha": COMMIT, "gated": "auto" if name == "closed" else False}
+        self.answer(200, json.dumps(told | {"siblings": [*files, *more]}).encode())
 
     def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -74,7 +89,14 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[..., Path]) -> Iterator[str]:
-    Hub.folder = model_folder(tmp_path_factory.mktemp("hub"))
+    root = tmp_path_factory.mktemp("hub")
+    Hub.repositories = {
+        name: model_folder(root / name) for name in ("model", "closed", "pickled", "strange", "encoder")
+    }
+    (Hub.repositories["pickled"] / "model.safetensors").unlink()
+    strange = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "run.Own"}}
+    (Hub.repositories["strange"] / "config.json").write_text(json.dumps(strange))
+    (Hub.repositories["encoder"] / "config.json").write_text('{"model_type": "t5"}')
     Hub.asked = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = Thread(target=server.serve_forever, daemon=True)
@@ -131,6 +153,11 @@ def test_a_commit_in_the_cache_asks_nobody(hub: str, tmp_path: Path) -> None:
         ("org/gated", None, 74, "model_gated", "accept its licence"),
         ("org/missing", None, 73, "model_not_found", "no model org/missing"),
         ("org/model", "no-branch", 73, "model_not_found", "no revision 'no-branch'"),
+        ("org/closed", None, 74, "model_gated", "accept its licence"),
+        ("org/pickled", None, 83, "unsupported_model", "only pickled weights (pytorch_model.bin)"),
+        ("org/strange", None, 83, "unsupported_model", "brings code of its own, which is never run"),
+        ("org/encoder", None, 83, "unsupported_model", "'t5' is no causal language model"),
+        ("org/broken", None, 79, "model_unavailable", "could not be fetched"),
     ],
 )
 def test_what_the_hub_refuses_is_said(
@@ -139,6 +166,20 @@ def test_what_the_hub_refuses_is_said(
     ended, error = fetch(tmp_path, hub, location, revision)
     assert (ended, error["code"], error["param"]) == (status, code, "model")
     assert said in error["message"]
+
+
+def test_what_is_refused_is_refused_before_its_weights_are_fetched(hub: str, tmp_path: Path) -> None:
+    before = len(Hub.asked)
+    for name in ("closed", "pickled", "strange", "encoder"):
+        assert fetch(tmp_path / name, hub, f"org/{name}")[0] in (74, 83)
+    assert not [path for path in Hub.asked[before:] if path.endswith(".safetensors")]
+
+
+def test_a_token_opens_a_gated_model_and_is_told_to_nobody(hub: str, tmp_path: Path) -> None:
+    status, base = fetch(tmp_path, hub, "org/closed", HF_TOKEN=TOKEN)
+    assert (status, base["revision"]) == (0, COMMIT), base["stderr"]
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert (left, TOKEN in base["stderr"]) == ([], False)
 
 
 def test_a_hub_that_does_not_answer_is_tried_again_by_nextflow(tmp_path: Path) -> None:
