@@ -1,13 +1,14 @@
 """The models file: which names a job may give in `model`, and where each base comes from. Torch-free; the service reads it too.
 
 A name that is not in the file may still be a hub id, `id@revision`, or an S3 prefix. A local folder is reached only through
-the file, or by an absolute path where the pipeline is run by hand.
+the file: by a name in it, or by a path below the file's `folder`; and by any absolute path where the pipeline is run by hand.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +45,17 @@ class Entry(Spec):
         )
 
 
-def load(path: Path | None = None) -> dict[str, Entry]:
+class Entries(dict[str, Entry]):
+    """The entries of a models file by name.
+
+    Attributes:
+        folder: The folder below which a job may name a base by its path; None if it may not.
+    """
+
+    folder: Path | None = None
+
+
+def load(path: Path | None = None) -> Entries:
     """The entries of a models file by name.
 
     Args:
@@ -54,20 +65,23 @@ def load(path: Path | None = None) -> dict[str, Entry]:
     """
     file = path or SHIPPED
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8")).get("models", {})
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise StepError("model_not_found", f"The models file {file} cannot be read: {problem}.") from None
+    tables = content.get("models", {})
     if not isinstance(tables, dict):
         raise StepError("model_not_found", f'The models file {file} has no tables [models."name"].')
-    return {name: _entry(file, name, table) for name, table in tables.items()}
+    entries = Entries((name, _entry(file, name, table)) for name, table in tables.items())
+    entries.folder = _folder(file, content.get("folder"))
+    return entries
 
 
-def resolve(model: str, entries: dict[str, Entry], *, allow_path: bool = False) -> ModelSource:
+def resolve(model: str, entries: Mapping[str, Entry], *, allow_path: bool = False) -> ModelSource:
     """Where a base comes from.
 
     Args:
-        model: A name of the file, `name@revision`, a hub id, `id@revision`, or `s3://bucket/prefix/`.
-        entries: Of the models file.
+        model: A name of the file, `name@revision`, a hub id, `id@revision`, `s3://bucket/prefix/`, or a path.
+        entries: Of the models file. With a `folder` of `Entries`, paths below it are taken.
         allow_path: Take an absolute path too: for runs by hand, never for requests.
     Raises:
         StepError: `model_not_found`, naming the nearest entry; `unsupported_operation` for `ft:…`, which only the service knows.
@@ -94,10 +108,12 @@ def resolve(model: str, entries: dict[str, Entry], *, allow_path: bool = False) 
             "unsupported_operation", f"Going on from {name!r} is not offered here; give a base model.", param="model"
         )
     if name.startswith(("/", "file:///")):
-        if not allow_path:
+        folder = getattr(entries, "folder", None)
+        if not allow_path and not _below(name.removeprefix("file://"), folder):
+            where = f"does not lie below {folder}" if folder else "is none of its names"
             raise StepError(
                 "model_not_found",
-                f"A local folder is used only through the models file: {name!r} is none of its names.",
+                f"A local folder is used only through the models file: {name!r} {where}.",
                 param="model",
             )
         return ModelSource(id=name, kind="path", location=name.removeprefix("file://"), revision=revision or None)
@@ -106,11 +122,24 @@ def resolve(model: str, entries: dict[str, Entry], *, allow_path: bool = False) 
     return ModelSource(id=name, kind="hub", location=name, revision=revision or None)
 
 
+def _below(path: str, folder: Path | None) -> bool:
+    """Whether a path leads, links followed, to something inside `folder`."""
+    return folder is not None and folder.resolve() in Path(path).resolve().parents
+
+
+def _folder(file: Path, value: object) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        raise StepError("model_not_found", f"The models file {file}: folder must be an absolute path, not {value!r}.")
+    return Path(value)
+
+
 def _is_revision(text: str) -> bool:
     return REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text
 
 
-def _hint(name: str, entries: dict[str, Entry]) -> str:
+def _hint(name: str, entries: Mapping[str, Entry]) -> str:
     near = nearest(name, list(entries))
     return (
         f"Did you mean {near!r}?"

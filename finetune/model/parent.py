@@ -44,7 +44,7 @@ def source(prefix: str, content: bytes, entries: Mapping[str, Entry], *, allow_p
         raise StepError("manifest_mismatch", told, param="model") from None
     if any(file.path == f"{MODEL}config.json" for file in manifest.files):
         return ModelSource(id=prefix, kind="s3", location=prefix + MODEL)
-    base = resolve(manifest.base.id, dict(entries), allow_path=allow_path)
+    base = resolve(manifest.base.id, entries, allow_path=allow_path)
     parent = Parent(
         id=prefix,
         uri=prefix + ADAPTER,

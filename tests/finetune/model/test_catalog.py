@@ -73,9 +73,24 @@ def test_a_local_folder_is_taken_only_by_hand() -> None:
     )
 
 
+def test_a_path_below_the_folder_of_the_models_file_is_taken_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "bases" / "mine").mkdir(parents=True)
+    (tmp_path / "bases" / "out").symlink_to("/etc")
+    (tmp_path / "models.toml").write_text(f'folder = "{tmp_path}/bases"\n[models."small"]\n')
+    entries = load(tmp_path / "models.toml")
+    mine = str(tmp_path / "bases" / "mine")
+    assert resolve(mine, entries) == ModelSource(id=mine, kind="path", location=mine)
+    assert resolve(f"file://{mine}", entries).location == mine
+    for outside in ("/etc", f"{tmp_path}/bases/../other", f"{tmp_path}/bases/out", f"{tmp_path}/bases", "/bases/mine"):
+        with pytest.raises(StepError, match="does not lie below") as caught:
+            resolve(outside, entries)
+        assert (caught.value.code.name, caught.value.param) == ("model_not_found", "model")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('folder = "models"\n', "folder must be an absolute path"),
         ('[models."x"]\nsorce = "hub"\n', "did you mean 'source'"),
         ('[models."x"]\nsource = "ftp"\n', "x: source"),
         ("models = 3\n", "has no tables"),
