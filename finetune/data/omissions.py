@@ -5,6 +5,7 @@ Pure functions that render the conversation again, with a character at the ends 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,6 +55,26 @@ def must_show_the_end(messages: Sequence[Message], shown: str) -> None:
     if last.trained and not last.tool_calls and len(left) < len(said) and said.endswith(left):
         told = "leaves out the beginning of the last answer, such as its thoughts; take these out of the rows"
         raise TemplateError(f"the model's chat template {told}, or give the base a template that keeps them")
+
+
+def prompt_surplus(template: Template) -> str:
+    """What the template asks a model with that it puts before no answer: the model learns to answer without, and is asked with.
+
+    Args:
+        template: Such as those of reasoning models, that begin the model's thoughts for it and leave them out of answers.
+    Returns:
+        Such as `<think>` and a newline; empty if all is well, or answers may bring it along.
+    """
+    asked, mark = Message("user", "a"), unused("")[0]
+    prompt = rendered([asked], template, add_generation_prompt=True)
+    whole = rendered([asked, Message("assistant", mark)], template)
+    if prompt is None or whole is None or whole.startswith(prompt):
+        return ""
+    head = whole.partition(mark)[0]
+    surplus = prompt.removeprefix(head)
+    thought = surplus + "b" + re.sub(r"\s*<(\w+)>\s*", r"</\1>", surplus) + mark
+    with_it = rendered([asked, Message("assistant", thought)], template)
+    return surplus if surplus != prompt and with_it is not None and not with_it.startswith(prompt) else ""
 
 
 def _shows(messages: Sequence[Message], chosen: Sequence[int], template: Template, text: str) -> bool:

@@ -22,6 +22,7 @@ from finetune.data import repeats, statistics
 from finetune.data.arrays import Split, data_sha256
 from finetune.data.formats import told
 from finetune.data.intake import take_in
+from finetune.data.omissions import prompt_surplus
 from finetune.data.parallel import gather, processes
 from finetune.data.problems import File
 from finetune.data.resolve import resolve
@@ -72,7 +73,7 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
         touch(kept)
         place(kept, out / "prepared")
     found = json.loads((out / "prepared" / "statistics.json").read_text(encoding="utf-8"))
-    message = found.pop("message") + (" (cached)" if cached else "") + "."
+    message = found.pop("message") + (" (cached)" if cached else "") + "." + _warning(tokenizer)
     resolved = Resolved.model_validate_json((out / "prepared" / "resolved.json").read_bytes())
     facts = expectation.facts(base, inputs["base"], resolved, files, step)
     expected = expectation.by_hand(facts, step, base)
@@ -188,6 +189,17 @@ def context_length(base: Path, tokenizer: TextTokenizer) -> int | None:
         raise StepError("unsupported_model", told, param="model")
     values = [config.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _warning(tokenizer: TextTokenizer) -> str:
+    """What a user should know about chats with this template."""
+    surplus = prompt_surplus(tokenizer.template)
+    if not surplus:
+        return ""
+    told = (
+        f"The model's chat template asks for an answer with {json.dumps(surplus)}, and leaves that out of the examples"
+    )
+    return f" {told}: give the base a template that does neither or both."
 
 
 def _content(file: File) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data.omissions import prompt_surplus
+from finetune.data.template import Template
 from finetune.data.tokenizer import TextTokenizer
 from tests.finetune.golden.families import FAMILIES
 from tests.finetune.golden.write import MASKS, page
@@ -38,3 +40,16 @@ def test_generation_ends_at_the_token_that_closes_a_turn_and_padding_is_another(
     tokenizer = tokenizer_of(name)
     assert tokenizer.eos_ids[0] == tokenizer.backend.token_to_id(closing)
     assert tokenizer.pad_id not in tokenizer.eos_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_a_template_that_begins_thoughts_and_drops_them_asks_with_more_than_it_trains(
+    name: str, tokenizer_of: Load
+) -> None:
+    surplus = prompt_surplus(tokenizer_of(name).template)
+    assert surplus == ("<think>\n" if name == "deepseek_r1" else "")
+
+
+def test_a_template_that_begins_thoughts_and_keeps_them_is_well() -> None:
+    kept = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant><think>{% endif %}"
+    assert prompt_surplus(Template(kept)) == ""
