@@ -25,6 +25,9 @@ from app.settings import Settings
 CHANNEL_JOBS = "llamaflow_jobs"
 CHANNEL_DELIVERIES = "llamaflow_deliveries"
 ALONE_POLL_SECONDS = 0.5
+LOCK_SECONDS = 10
+"""How long a statement waits for a row that another transaction holds: nobody keeps one for longer, save who hangs."""
+
 KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
@@ -47,7 +50,7 @@ class Database:
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "llamaflow",
-                "options": "-c timezone=UTC -c jit=off -c idle_in_transaction_session_timeout=60000",
+                "options": f"-c timezone=UTC -c jit=off -c idle_in_transaction_session_timeout=60s -c lock_timeout={LOCK_SECONDS}s",
                 **KEEPALIVE,
             },
         )
@@ -163,10 +166,15 @@ async def unit_of_work(request: Request) -> AsyncIterator[AsyncSession]:
             yield session
     except (DBAPIError, ConnectionError, TimeoutError) as error:
         if is_outage(error):
-            raise Unavailable(
-                "The database does not answer. Try again in a moment.", code="database_unavailable", retry_after=2
-            ) from error
+            raise unavailable(error) from error
         raise
+
+
+def unavailable(error: BaseException) -> Unavailable:
+    """What is answered for an error that `is_outage`."""
+    held = isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.LockNotAvailable)
+    message = "Something else is just being done to this." if held else "The database does not answer."
+    return Unavailable(f"{message} Try again in a moment.", code="database_unavailable", retry_after=2)
 
 
 Session = Annotated[AsyncSession, Depends(unit_of_work, scope="function")]

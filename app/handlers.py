@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from app.db import is_outage
+from app.db import is_outage, unavailable
 from app.errors import (
     ApiError,
     BadRequest,
@@ -79,9 +79,7 @@ async def _database(request: Request, problem: Exception) -> JSONResponse:
     if not is_outage(problem):
         raise problem
     log.warning("database_away", error=type(problem).__name__)
-    return render(
-        Unavailable("The database does not answer. Try again in a moment.", code="database_unavailable", retry_after=2)
-    )
+    return render(unavailable(problem))
 
 
 async def _unstorable(request: Request, problem: Exception) -> JSONResponse:

@@ -15,6 +15,7 @@ from openai import OpenAI
 from pydantic import SecretStr
 from sqlalchemy import text
 
+from app import db as database
 from app.db import Database
 from tests.app.conftest import ROWS, Service, job_body, serving
 
@@ -191,13 +192,30 @@ async def hanging() -> AsyncIterator[int]:
 
 async def test_connections_that_were_cut_are_made_anew(http: httpx.Client, db: Database) -> None:
     others = "from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()"
+    await asyncio.to_thread(http.get, JOBS)
     async with db.transaction() as session:
         assert (await session.execute(text(f"select count(pg_terminate_backend(pid)) {others}"))).scalar_one() > 0
-    async with asyncio.timeout(20), db.transaction() as session:
-        while (await session.execute(text(f"select count(*) {others}"))).scalar_one():  # each ends when it reads the signal
-            await asyncio.sleep(0.02)
+    left = 1
+    while left:  # each ends when it reads the signal; a transaction sees one state of them
+        async with db.transaction() as session:
+            left = (await session.execute(text(f"select count(*), pg_sleep(0.02) {others}"))).scalar_one()
     answers = [await asyncio.to_thread(http.get, JOBS) for _ in range(3)]
     assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_job_that_somebody_hung_on_to_is_not_waited_for_for_ever(
+    service: Service, http: httpx.Client, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_SECONDS", 1)
+    job = (await asyncio.to_thread(http.post, JOBS, json=job_body())).json()["id"]
+    with without(service) as hurried:
+        async with db.transaction() as session:
+            await session.execute(text("select 1 from jobs where id = :id for update"), {"id": job})
+            answer = await asyncio.to_thread(hurried.post, f"{JOBS}/{job}/cancel")
+        after = await asyncio.to_thread(hurried.post, f"{JOBS}/{job}/cancel")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
+    assert "being done to this" in answer.json()["error"]["message"]
+    assert (after.status_code, after.json()["status"]) == (200, "cancelled")
 
 
 def test_all_parts_are_ready(http: httpx.Client) -> None:
