@@ -128,4 +128,4 @@ async def taken(world: World, job_id: str, fence: int) -> bool:
 
 async def reached_step(world: World, job_id: str, number: int) -> Any:
     """Whether the job's row tells of this optimiser step."""
-    return ((await world.get(job_id)).progress or {}).get("step", 0) >= number
+    return (((await world.get(job_id)).progress or {}).get("step") or 0) >= number
