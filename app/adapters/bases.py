@@ -39,8 +39,11 @@ def resolve(model: str, known: dict[str, catalog.Entry]) -> ModelSource:
     """Where the base of a job comes from. A hub id is accepted unseen: FETCH_MODEL finds out.
 
     Raises:
-        BadRequest: `model_not_found` for a name known to be absent, with the nearest; `unsupported_operation` for `ft:…`.
+        BadRequest: `model_not_found` for a name known to be absent, with the nearest; an `ft:…` is none of these.
     """
+    if model.startswith("ft:"):
+        message = f"There is no model {model!r} in this project to go on from. GET /v1/models lists what there is."
+        raise BadRequest(message, code="model_not_found", param="model")
     try:
         source = catalog.resolve(model, known)
     except StepError as problem:

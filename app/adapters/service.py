@@ -19,6 +19,8 @@ from app.models import Adapter, AdapterVersion, Job, Project, new_id
 from app.webhooks import outbox
 
 MAX_NAME = 64
+WHOLE = "model/"
+"""The folder of a model of all weights, below its job's prefix."""
 
 
 def slug(text: str) -> str | None:
@@ -38,6 +40,11 @@ def adapter_name(job: Job) -> str | None:
     return given or (slug(job.suffix) if job.suffix else None)
 
 
+def is_whole(version: AdapterVersion) -> bool:
+    """Whether a version is a model of all weights, its own base, and no adapter."""
+    return bool(version.base.get("location") == f"{version.uri.rstrip('/')}/{WHOLE}")
+
+
 async def register_version(
     db: AsyncSession, job: Job, base: dict[str, Any], uri: str, manifest_sha256: str, metrics: dict[str, Any]
 ) -> AdapterVersion:
@@ -46,7 +53,8 @@ async def register_version(
     Args:
         db: The transaction that ends the job; the caller holds the job's row lock.
         job: It succeeded.
-        base: `steps.Base` as JSON, revision pinned.
+        base: `steps.Base` as JSON, revision pinned; of a model of all weights its own, below `uri`. Such a model has no
+            adapter's name: it is reached by its `ft:` id.
         uri: S3 prefix that holds manifest.json and adapter/, ending in `/`.
         manifest_sha256: Of the manifest's bytes.
         metrics: Of training and evaluation.
@@ -55,7 +63,8 @@ async def register_version(
     if made is not None:
         return made
     project = await db.get_one(Project, job.project_id)
-    name = adapter_name(job)
+    whole = base.get("location") == f"{uri}{WHOLE}"
+    name = None if whole else adapter_name(job)
     adapter = await _locked(db, job.project_id, name) if name else None
     version = AdapterVersion(
         id=new_id("adv_"),

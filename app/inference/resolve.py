@@ -1,23 +1,21 @@
 """What a model name in a chat request stands for. Names are looked up whole, never taken apart; nothing of another project is seen.
 
-In order: a base of the models file, an `ft:` model, an adapter's name (its promoted version), a checkpoint, a base that one of
-the project's adapters stands on. Reads adapters, adapter_versions, checkpoints and jobs.
+In order: a base of the models file, one of the project's own models (app/adapters/lookup.py), a base that one of the
+project's adapters stands on.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import String, cast, or_, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters import bases
-from app.adapters import service as registry
+from app.adapters import bases, lookup
 from app.auth import Caller
 from app.errors import NotFound
 from app.inference.engines import Served
-from app.models import Adapter, AdapterVersion, Checkpoint, Job
+from app.models import Adapter, AdapterVersion
 from finetune.config import nearest
 from finetune.exit_codes import StepError
 from finetune.model import catalog
@@ -41,9 +39,10 @@ async def find_model(db: AsyncSession, caller: Caller, name: str, *, models_file
     entries = bases.entries(models_file)
     if base := _of_file(name, entries):
         return Served(base)
-    for look in (_by_ft_id, _by_adapter_name, _by_checkpoint, _by_base):
-        if found := await look(db, caller, name):
-            return found
+    if own := await lookup.find(db, caller.project_id, name):
+        return Served(own.base, own.adapter.model_dump() if own.adapter else None)
+    if found := await _by_base(db, caller, name):
+        return found
     raise await _unknown(db, caller, name, list(entries))
 
 
@@ -57,43 +56,6 @@ def _of_file(name: str, entries: dict[str, catalog.Entry]) -> ModelSource | None
         raise NotFound(problem.message, code="model_not_found", param="model") from None
 
 
-async def _by_ft_id(db: AsyncSession, caller: Caller, name: str) -> Served | None:
-    version = await registry.find_version(db, caller.project_id, name)
-    return _serve(version, version.uri, "adapter/", version.model) if version else None
-
-
-async def _by_adapter_name(db: AsyncSession, caller: Caller, name: str) -> Served | None:
-    mine = Adapter.project_id == caller.project_id
-    adapter = (await db.execute(select(Adapter).where(mine, Adapter.name == name))).scalar_one_or_none()
-    if adapter is None:
-        return None
-    wanted = (AdapterVersion.adapter_id == adapter.id, AdapterVersion.version == adapter.promoted_version)
-    version = (await db.execute(select(AdapterVersion).where(*wanted))).scalar_one_or_none()
-    if version is None:
-        message = f"No version of the adapter {name!r} is promoted. Promote one, or use the ft: id of a version."
-        raise NotFound(message, code="model_not_found", param="model")
-    return _serve(version, version.uri, "adapter/", version.model)
-
-
-async def _by_checkpoint(db: AsyncSession, caller: Caller, name: str) -> Served | None:
-    shown = Job.fine_tuned_model + ":ckpt-step-" + cast(Checkpoint.step_number, String)
-    query = (
-        select(Checkpoint, AdapterVersion)
-        .join(Job, Job.id == Checkpoint.job_id)
-        .join(AdapterVersion, AdapterVersion.job_id == Checkpoint.job_id)
-        .where(
-            Checkpoint.project_id == caller.project_id,
-            Checkpoint.uri.is_not(None),
-            or_(Checkpoint.id == name, shown == name),
-        )
-    )
-    found = (await db.execute(query)).one_or_none()
-    if found is None:
-        return None
-    checkpoint, version = found
-    return _serve(version, str(checkpoint.uri), "", name)
-
-
 async def _by_base(db: AsyncSession, caller: Caller, name: str) -> Served | None:
     query = (
         select(AdapterVersion.base)
@@ -102,25 +64,7 @@ async def _by_base(db: AsyncSession, caller: Caller, name: str) -> Served | None
         .limit(1)
     )
     base = (await db.execute(query)).scalar_one_or_none()
-    return Served(_source(base)) if base else None
-
-
-def _serve(version: AdapterVersion, folder: str, below: str, name: str) -> Served:
-    if version.unservable is not None:
-        message = f"The model {name!r} cannot be served: {version.unservable} Train it again, or use another version."
-        raise NotFound(message, code="model_unservable", param="model")
-    adapter = {
-        "id": name,
-        "uri": folder.rstrip("/") + "/" + below,
-        "manifest_uri": version.uri.rstrip("/") + "/manifest.json",
-        "manifest_sha256": version.manifest_sha256,
-    }
-    return Served(_source(version.base), adapter)
-
-
-def _source(base: dict[str, Any]) -> ModelSource:
-    """Where a base lies, of the base.json kept with a version."""
-    return ModelSource(**{key: base.get(key) for key in ModelSource.model_fields})
+    return Served(lookup.base_of(base)) if base else None
 
 
 async def _unknown(db: AsyncSession, caller: Caller, name: str, known: list[str]) -> NotFound:

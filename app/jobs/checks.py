@@ -12,21 +12,25 @@ from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters import bases
+from app.adapters import bases, lookup
 from app.auth import Caller
 from app.db import rows
-from app.errors import ApiError, BadRequest, TooMany, Unavailable
+from app.errors import ApiError, BadRequest, NotFound, TooMany, Unavailable
 from app.files import paths
 from app.files import service as files
-from app.files.storage import Storage
+from app.files.storage import Object, Storage
 from app.jobs.schemas import JobCreate
 from app.models import OPEN
 from app.settings import Settings
 from app.webhooks import target
 from finetune.config import unsupported
+from finetune.exit_codes import StepError
+from finetune.model import parent
+from finetune.model.catalog import Entry
 from finetune.steps import ModelSource
 
 S3_SECONDS = 3.0
+MANIFEST_BYTES = 16 << 20
 LOOKED_AT = 100
 """Objects of a folder looked at before a job is accepted; all of them are before it trains."""
 
@@ -63,14 +67,18 @@ def plain(caller: Caller, body: JobCreate, settings: Settings) -> Plain | None:
         return None
     try:
         files.allow_prefix(caller, settings, body.output.path, param="output.path")
-        base = bases.resolve(body.model, bases.entries(settings.models_file))
+        known = bases.entries(settings.models_file)
+        base = bases.resolve(body.model, known)
     except ApiError:
         return None
-    return None if base.kind == "s3" else Plain(base, named)
+    own = not _is_base(body.model, known) and "/" not in base.location  # may be an adapter's name
+    return None if base.kind == "s3" or own else Plain(base, named)
 
 
-async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: Storage, settings: Settings) -> Checked:
-    """Check a job as far as it can be done now.
+async def at_once(
+    db: AsyncSession, caller: Caller, body: JobCreate, storage: Storage, settings: Settings, *, created: bool = True
+) -> Checked:
+    """Check a job as far as it can be done now. created: it is to be; then the caller's key must have room for it.
 
     Raises:
         BadRequest: The first thing that is wrong.
@@ -79,13 +87,16 @@ async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: St
     """
     if refused := unsupported(body):
         raise BadRequest(refused[1], code="unsupported_operation", param=refused[0])
-    await room(db, caller, settings.max_open_jobs)
+    if created:
+        await room(db, caller, settings.max_open_jobs)
     allow = partial(files.allow, db, caller, settings)
     await allow(body.output.path, param="output.path")
-    base = bases.resolve(body.model, bases.entries(settings.models_file))
+    known = bases.entries(settings.models_file)
+    base = await _own_model(db, caller, body.model, known) or bases.resolve(body.model, known)
     looks: list[Look] = []
+    earlier: list[ModelSource] = []
     if body.model.startswith("s3://") and base.kind == "s3":
-        looks.append(partial(_model_is_there, storage, await allow(base.location, param="model")))
+        looks.append(partial(_model_is_there, storage, await allow(base.location, param="model"), known, earlier))
     for param in ("training_file", "validation_file"):
         named: str | None = getattr(body, param)
         if named is None:
@@ -104,7 +115,38 @@ async def at_once(db: AsyncSession, caller: Caller, body: JobCreate, storage: St
             )
     warnings = await _callback(body.callback_url, settings.webhook_allow)
     await _look(looks)
+    for found in earlier:
+        base = found
+        if base.kind == "s3":
+            await allow(base.location, param="model")
+    if base.parent is not None:
+        _can_go_on(body)
     return Checked(base, warnings)
+
+
+def _is_base(name: str, known: dict[str, Entry]) -> bool:
+    return name in known or name.rpartition("@")[0] in known
+
+
+async def _own_model(db: AsyncSession, caller: Caller, name: str, known: dict[str, Entry]) -> ModelSource | None:
+    """What to train on, where one of the project's own models is named: its base, with its adapter to go on from."""
+    if _is_base(name, known):
+        return None
+    try:
+        found = await lookup.find(db, caller.project_id, name)
+    except NotFound as problem:
+        raise BadRequest(problem.message, code=problem.code, param="model") from problem
+    return found.base.model_copy(update={"parent": found.adapter}) if found else None
+
+
+def _can_go_on(body: JobCreate) -> None:
+    """Refuse what an adapter cannot be gone on with."""
+    if body.technique == "full":
+        message = "technique='full' cannot go on from an adapter. Use lora or qlora, or give the base model itself."
+        raise BadRequest(message, code="unsupported_operation", param="technique")
+    if body.execution.backend == "unsloth":
+        message = "execution.backend='unsloth' cannot go on from an adapter. Leave the backend out."
+        raise BadRequest(message, code="unsupported_operation", param="execution.backend")
 
 
 async def room(db: AsyncSession, caller: Caller, most: int) -> None:
@@ -153,11 +195,29 @@ async def _object_is_there(storage: Storage, uri: str, param: str) -> None:
         raise BadRequest(f"There is no object below {uri}.", code="file_not_found", param=param)
 
 
-async def _model_is_there(storage: Storage, prefix: str) -> None:
+async def _model_is_there(storage: Storage, prefix: str, known: dict[str, Entry], earlier: list[ModelSource]) -> None:
+    """Look for a model at a prefix, or for an earlier result: what that is trained on goes into `earlier`."""
+    if await _is_there(storage, prefix + "config.json"):
+        return
+    if (manifest := await _is_there(storage, prefix + "manifest.json")) is None:
+        hint = ""
+        if prefix.endswith("/adapter/") or await _is_there(storage, prefix + "adapter_config.json"):
+            hint = " To go on from an adapter give the folder that its manifest.json lies in."
+        message = f"There is no model at {prefix}: config.json is not there.{hint}"
+        raise BadRequest(message, code="model_not_found", param="model")
+    if manifest.size > MANIFEST_BYTES:
+        message = f"{manifest.uri} is larger than {MANIFEST_BYTES:,} bytes: it is no manifest of a result."
+        raise BadRequest(message, code="manifest_mismatch", param="model")
     try:
-        await storage.head(prefix + "config.json", param="model")
+        earlier.append(parent.source(prefix, await storage.part(manifest.uri, 0, manifest.size), known))
+    except StepError as problem:
+        raise BadRequest(problem.message, code=problem.code.name, param="model") from problem
+
+
+async def _is_there(storage: Storage, uri: str) -> Object | None:
+    try:
+        return await storage.head(uri, param="model")
     except BadRequest as problem:
         if problem.code != "file_not_found":
             raise
-        message = f"There is no model at {prefix}: config.json is not there."
-        raise BadRequest(message, code="model_not_found", param="model") from problem
+    return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters.service import register_version
+from app.adapters.service import WHOLE, register_version
 from app.events import service as events
 from app.files.storage import connect
 from app.jobs import lifecycle
@@ -35,7 +36,8 @@ from app.worker.context import Context, Hand
 from app.worker.launch import last_run
 from app.worker.outage import insist
 from finetune.exit_codes import StepError
-from finetune.steps import Manifest
+from finetune.model.product import revision
+from finetune.steps import Base, Manifest
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,6 +46,7 @@ else:
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 LATE_OBJECT_SECONDS = 2.0
+WEIGHTS = re.compile(r"adapter/adapter_model\.safetensors|model/[^/]+\.safetensors")
 T = TypeVar("T")
 log = structlog.get_logger("worker.settle")
 
@@ -94,8 +97,9 @@ async def keep(db: AsyncSession, job: Job, product: Product) -> None:
     }
     job.usage = {"gpu_seconds": result.gpu_seconds, "cpu_seconds": result.cpu_seconds, "estimated_cost": None}
     job.resolved = job.resolved or manifest.resolved.model_dump(mode="json")
+    base = _own_base(product) or manifest.base
     version = await register_version(
-        db, job, manifest.base.model_dump(mode="json"), product.prefix, product.sha256, _metrics(manifest)
+        db, job, base.model_dump(mode="json"), product.prefix, product.sha256, _metrics(manifest)
     )
     job.fine_tuned_model = version.model
     await _result_file(db, job, product)
@@ -103,6 +107,18 @@ async def keep(db: AsyncSession, job: Job, product: Product) -> None:
         step = int(path.removeprefix("checkpoints/step-"))
         here = Checkpoint.job_id == job.id, Checkpoint.step_number == step
         await db.execute(update(Checkpoint).where(*here).values(uri=f"{product.prefix}{path}/"))
+
+
+def _own_base(product: Product) -> Base | None:
+    """What a model of all weights is as a base; None for an adapter."""
+    files = {
+        file.path.removeprefix(WHOLE): file.sha256 for file in product.manifest.files if file.path.startswith(WHOLE)
+    }
+    if not files:
+        return None
+    place = f"{product.prefix}{WHOLE}"
+    own = {"id": place, "kind": "s3", "location": place, "revision": revision(files), "template": None}
+    return product.manifest.base.model_copy(update=own)
 
 
 async def _result_file(db: AsyncSession, job: Job, product: Product) -> None:
@@ -268,14 +284,15 @@ def read_product(s3: S3Client, prefix: str, job_id: str) -> Product:
     """The result below a prefix, by its manifest. Blocking.
 
     Raises:
-        StepError: `manifest_mismatch`: it is not this job's, or its adapter is not there whole; and those of S3.
+        StepError: `manifest_mismatch`: it is not this job's, or its weights are not there whole; and those of S3.
         ValidationError: It is no manifest.
     """
     content = objects.read(s3, f"{prefix}manifest.json")
     manifest = Manifest.model_validate_json(content)
-    weights = next((file for file in manifest.files if file.path == "adapter/adapter_model.safetensors"), None)
-    if manifest.job != job_id or weights is None or objects.size(s3, prefix + weights.path) != weights.size:
-        raise StepError("manifest_mismatch", f"{prefix}manifest.json does not describe this job's adapter.")
+    weights = [file for file in manifest.files if WEIGHTS.fullmatch(file.path)]
+    whole = all(objects.size(s3, prefix + file.path) == file.size for file in weights)
+    if manifest.job != job_id or not weights or not whole:
+        raise StepError("manifest_mismatch", f"{prefix}manifest.json does not describe this job's adapter or model.")
     return Product(prefix, manifest, hashlib.sha256(content).hexdigest())
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 METRICS_SECONDS = 1.0
+PREFERENCES = ("rewards_margin", "rewards_accuracy", "rewards_chosen", "rewards_rejected")
+"""What is told besides where preferences are trained."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _step(line: dict[str, Any]) -> Note:
     said = f"training loss {loss:.2f}" if isinstance(loss, int | float) else "training loss is not a number"
     data = {"step": line.get("step"), "total_steps": line.get("total_steps"), "train_loss": loss}
     data["train_mean_token_accuracy"] = line.get("train_accuracy")
-    names = ("epoch", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds")
+    names = ("epoch", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds", *PREFERENCES)
     return Note("metrics", f"Step {line.get('step')}/{line.get('total_steps')}: {said}", data | _some(line, names))
 
 
@@ -91,7 +93,7 @@ def _start(line: dict[str, Any]) -> Note:
 def _evaluation(line: dict[str, Any]) -> Note:
     loss = line.get("valid_loss")
     said = f"validation loss {loss:.2f}" if isinstance(loss, int | float) else "validated"
-    names = ("step", "valid_loss", "valid_mean_token_accuracy", "samples")
+    names = ("step", "valid_loss", "valid_mean_token_accuracy", "samples", *PREFERENCES)
     return Note("metrics", f"Step {line.get('step')}: {said}", _some(line, names))
 
 

@@ -58,7 +58,7 @@ MISTAKES: tuple[tuple[dict[str, Any], int, str, str | None, str], ...] = (
     ({"technique": "full", "output": {"register_as": "a"}}, 400, "unsupported_operation", "output.register_as", "makes a model"),
     ({"technique": "prefix"}, 400, "invalid_value", "technique", '"lora", "qlora" or "full"'),
     ({"evaluation": {"gate": {"metric": "loss"}}}, 400, "unsupported_operation", "evaluation.gate", "not offered yet"),
-    ({"model": "ft:x:y:z:w"}, 400, "unsupported_operation", "model", "not offered"),
+    ({"model": "ft:x:y:z:w"}, 400, "model_not_found", "model", "There is no model 'ft:x:y:z:w' in this project"),
     ({"model": "SmolLM2-135M-Instruct"}, 400, "model_not_found", "model", f"did you mean '{MODEL}'?"),
     ({"model": "gpt-4o-mini-2024-07-18"}, 400, "model_not_found", "model", "does not exist here"),
     ({"model": "/etc/passwd"}, 400, "model_not_found", "model", "only through the models file"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
 
+from app.adapters import lookup
 from app.files.storage import connect
 from app.jobs import lifecycle
 from app.models import AdapterVersion, Run, Stage, new_id
@@ -97,6 +99,27 @@ async def test_a_result_that_is_not_there_fails(stored: World) -> None:
     job = await succeed(stored, context, hand, run)
     assert (job.status, job.error["code"]) == ("failed", "manifest_mismatch")
     assert "not on S3" in job.error["message"]
+
+
+async def test_a_model_of_all_weights_is_its_own_base_and_no_version_of_an_adapter(stored: World) -> None:
+    files = [
+        {"path": "model/config.json", "sha256": "1" * 64, "size": 2},
+        {"path": "model/model.safetensors", "sha256": "2" * 64, "size": 4},
+        {"path": "model/README.md", "sha256": "3" * 64, "size": 1},
+    ]
+    context, hand, run = await finished(stored, files=files)
+    stored.put(f"model/{hand.job_id}/model/model.safetensors", b"1234")
+    job = await succeed(stored, context, hand, run)
+    assert job.status == "succeeded"
+    (version,) = await stored.rows(AdapterVersion)
+    place = f"s3://llamaflow-data/model/{hand.job_id}/model/"
+    wanted = hashlib.sha256(f"config.json\0{'1' * 64}\nmodel.safetensors\0{'2' * 64}\n".encode()).hexdigest()
+    assert (version.base["kind"], version.base["location"], version.base["revision"]) == ("s3", place, wanted)
+    assert (version.adapter_id, version.version, version.model) == (None, None, job.fine_tuned_model)
+    async with stored.database.transaction() as db:
+        found = await lookup.find(db, version.project_id, version.model)
+    assert found is not None
+    assert (found.base.location, found.base.revision, found.adapter) == (place, wanted, None)
 
 
 async def test_accepted_cancel_never_ends_succeeded(stored: World) -> None:

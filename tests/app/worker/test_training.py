@@ -28,6 +28,14 @@ def test_a_step_is_told_in_the_words_of_the_client() -> None:
     assert note.data["total_steps"] == 120
 
 
+def test_rewards_are_told_where_preferences_are_trained() -> None:
+    rewards = {"rewards_margin": 0.3, "rewards_accuracy": 0.75}
+    held_out = {"event": "evaluation", "time": 102.0, "step": 41, "valid_loss": 0.6, **rewards}
+    for note in tell([step(40, 100.0, **rewards), held_out], {}).notes:
+        assert note.data["rewards_margin"] == 0.3
+        assert note.data["rewards_accuracy"] == 0.75
+
+
 def test_at_most_one_metrics_note_a_second_and_always_the_last() -> None:
     lines = [step(number, 100 + number / 10) for number in range(1, 36)]
     told = tell([*lines, {"event": "end", "status": "succeeded", "step": 35}], {}).notes

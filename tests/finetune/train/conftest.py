@@ -45,13 +45,13 @@ ROWS = [chat(f"q{n}" + "?" * (n % 7), f"a{n}" * (1 + n % 4)) for n in range(14)]
 HELD_OUT = [chat(f"h{n}", f"a{n}") for n in range(3)]
 
 
-def build_base(folder: Path) -> Path:
+def build_base(folder: Path, **shape: int) -> Path:
     """Every byte is a token; two layers of random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | shape
     config = LlamaConfig(**shape, num_key_value_heads=2, vocab_size=264, eos_token_id=258, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
