@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from finetune.config import Data
-from finetune.data import parallel, shards
+from finetune.data import parallel, shards, unpack
 from finetune.data.arrays import Examples
 from finetune.data.problems import File
 from finetune.data.shards import Task, make
@@ -168,6 +170,31 @@ def test_processes_side_by_side_make_what_one_makes(tmp_path: Path, base: Path, 
         assert (one.rows, one.problems, one.cached) == (other.rows, other.problems, other.cached)
     assert [shard.rows for shard in at_once] == [30, 30, 30, 30, 1]
     assert content(tmp_path / "alone" / "tokens").keys() == content(tmp_path / "together" / "tokens").keys()
+
+
+def test_a_prefix_of_many_kinds_of_files_is_the_same_dataset_however_many_work_on_it(
+    prepare_files: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "0001.jsonl": chats(20),
+        "0002.jsonl.gz": gzip.compress(chats(20, start=20)),
+        "0003.jsonl.zst": unpack.zstd.compress(chats(20, start=40)),
+        "0004.json": b"[" + b",".join(chats(20, start=60).splitlines()) + b"]",
+        "0005.jsonl": chats(5, start=10),
+    }
+    monkeypatch.setattr(parallel, "WORTH_BYTES", 1)
+    found = []
+    for count in ("1", "2"):
+        monkeypatch.setenv("LLAMAFLOW_THREADS", count)
+        out = prepare_files(files, {"v.jsonl": chats(3, start=79)}, out=count)
+        assert (told(out)["files_tokenised"], told(out)["duplicates"], told(out)["leaked"]) == (6, 5, 1)
+        found.append(content(out / "prepared"))
+        shutil.rmtree(tmp_path / "cache")
+    assert found[0] == found[1]
+    assert (
+        Examples(tmp_path / "2" / "prepared", "train").files.tolist()
+        == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 20 + [4] * 5
+    )
 
 
 def test_one_process_for_each_processor_but_none_for_nothing(
