@@ -10,7 +10,7 @@ from app.jobs import schemas
 from app.models import Checkpoint, Job, Run, Stage
 from finetune.config import Hyperparameters
 
-OPENAIS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+OPENAIS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
 METRICS = (
     "step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy", "full_valid_loss",
     "full_valid_mean_token_accuracy",

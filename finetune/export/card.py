@@ -92,14 +92,16 @@ def _title(manifest: Manifest, whole: bool) -> str:
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     resolved, result, lora = manifest.resolved, manifest.result, manifest.config.get("lora") or {}
+    lora = {} if result.parent else lora  # the shape is then that of the adapter that was gone on from
     shape = f"rank {lora.get('r')}, alpha {lora.get('alpha'):g}, dropout {lora.get('dropout', 0):g}" if lora else ""
     kinds = [name for name, key in (("rank-stabilised", "use_rslora"), ("DoRA", "use_dora")) if lora.get(key)]
     rate = f"{resolved.learning_rate:g}, {resolved.lr_scheduler}, warm-up {resolved.warmup_ratio:g}"
     return [
         ("Base", f"`{public_name(manifest.base)}`, {manifest.base.parameters / 1e6:,.1f} million parameters"),
         ("Base revision", f"`{manifest.base.revision}`"),
-        ("Technique", resolved.technique),
-        ("LoRA", ", ".join([shape, *kinds]) if resolved.technique != "full" else ""),
+        ("Goes on from", f"`{result.parent.id}`, with its shape" if result.parent else ""),
+        ("Technique", resolved.technique + (f", DPO with beta {resolved.beta:g}" if resolved.beta else "")),
+        ("LoRA", ", ".join([shape, *kinds]) if shape and resolved.technique != "full" else ""),
         ("Not adapted", result.left_out or ""),
         ("Steps", f"{result.steps:,} of {resolved.batch_size * resolved.gradient_accumulation_steps} examples"),
         ("Epochs", str(resolved.n_epochs)),
@@ -119,7 +121,10 @@ def _data(manifest: Manifest) -> list[tuple[str, str]]:
     row = train.get("tokens_a_row") or {}
     masked = train.get("share_masked")
     return [
-        ("Examples", f"{resolved.n_examples:,}, and {resolved.n_validation:,} held out for validation"),
+        (
+            "Preference pairs" if resolved.method == "dpo" else "Examples",
+            f"{resolved.n_examples:,}, and {resolved.n_validation:,} held out for validation",
+        ),
         ("Tokens of an epoch", f"{resolved.tokens:,}, {resolved.trained_tokens:,} of them trained"),
         ("Share not trained", f"{masked:.1%}" if isinstance(masked, float) else ""),
         ("Tokens an example", f"median {row['median']:g}, 95 % below {row['p95']:g}" if row else ""),

@@ -49,3 +49,17 @@ def test_larger_models_take_smaller_steps(parameters: int, rate: float) -> None:
 def test_what_the_user_gives_is_kept_and_the_steps_follow(given: dict[str, Any], expected: dict[str, Any]) -> None:
     found = resolve(Hyperparameters(**given), n_examples=100, parameters=10**8)
     assert found | expected == found
+
+
+def test_all_weights_and_preferences_take_smaller_steps() -> None:
+    assert auto_learning_rate(10**8, "qlora") == 1e-3
+    assert auto_learning_rate(10**8, "full") == pytest.approx(5e-5)
+    assert auto_learning_rate(10**8, "lora", "dpo") == pytest.approx(5e-5)
+    assert auto_learning_rate(8 * 10**9, "full", "dpo") == pytest.approx(5e-7)
+
+
+def test_beta_is_for_preferences_alone() -> None:
+    for asked, beta in ((None, 0.1), ("auto", 0.1), (0.3, 0.3)):
+        found = resolve(Hyperparameters(beta=asked), n_examples=10, parameters=1, method="dpo")
+        assert (found["method"], found["beta"]) == ("dpo", beta)
+    assert resolve(Hyperparameters(), n_examples=10, parameters=1)["beta"] is None
