@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql import func
 
@@ -63,6 +64,7 @@ class Table(DeclarativeBase):
         list[str]: JSONB,
         list[dict[str, Any]]: JSONB,
         int: BigInteger,
+        float: Double,
         bytes: LargeBinary,
     }
 
@@ -201,6 +203,9 @@ class Job(Table):
     result_files: Mapped[list[str]] = mapped_column(server_default="[]")
     output: Mapped[dict[str, Any] | None] = mapped_column(comment="uri, manifest_sha256, model_s3")
     usage: Mapped[dict[str, Any] | None]
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="what was expected once PREPARE_DATA had counted; at the end what it was"
+    )
     idempotency_key: Mapped[str | None]
     request_hash: Mapped[str]
     created_at: Mapped[datetime] = _now()
@@ -310,6 +315,33 @@ class Stage(Table):
     created_at: Mapped[datetime] = _now()
 
 
+class Measurement(Table):
+    """What a training took: later estimates of the project are made of these. One for each job that succeeded."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (
+        CheckConstraint("kind in ('cpu', 'gpu')", name="kind"),
+        Index("ix_measurements_like", "project_id", "technique", "method", "kind", text("created_at desc")),
+    )
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    base: Mapped[str] = mapped_column(comment="its id")
+    revision: Mapped[str]
+    parameters: Mapped[int]
+    technique: Mapped[str]
+    method: Mapped[str]
+    profile: Mapped[str]
+    kind: Mapped[str]
+    device: Mapped[str] = mapped_column(comment="the GPU's name, or cpu and its threads")
+    tokens: Mapped[int] = mapped_column(comment="over all epochs, prompts included")
+    longest: Mapped[int] = mapped_column(comment="tokens of the longest example")
+    steps: Mapped[int]
+    seconds: Mapped[float]
+    peak_memory_bytes: Mapped[int]
+    bytes_a_token: Mapped[float | None] = mapped_column(comment="bytes of text that made one token")
+    created_at: Mapped[datetime] = _now()
+
+
 class Event(Table):
     """What happened to a job, in order. History, live stream and webhooks are only readers of this table."""
 
@@ -381,7 +413,42 @@ class AdapterVersion(Table):
     manifest_sha256: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     unservable: Mapped[str | None] = mapped_column(comment="why, once its objects were found missing or changed")
+    imported_from: Mapped[str | None] = mapped_column(comment="where it was brought from; then its objects are the service's own")
     created_at: Mapped[datetime] = _now()
+
+
+class Promotion(Table):
+    """One change of what an adapter's name answers with: who, from which version to which, why. Kept when the adapter is deleted."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "adapter", "number"),
+        CheckConstraint("kind in ('job', 'import', 'request', 'rollback', 'deletion')", name="kind"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    adapter: Mapped[str] = mapped_column(comment="its name")
+    number: Mapped[int] = mapped_column(comment="1, 2, ... of the name")
+    kind: Mapped[str]
+    from_version: Mapped[int | None]
+    to_version: Mapped[int | None]
+    last_version: Mapped[int] = mapped_column(comment="the newest there had been by then: no number is given twice")
+    api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    reason: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = _now()
+
+
+class KeptResponse(Table):
+    """A response of /v1/responses with the conversation it answered, until it expires."""
+
+    __tablename__ = "responses"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSON, comment="role and content, without instructions")
+    response: Mapped[dict[str, Any]] = mapped_column(JSON, comment="as it was answered")
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class WebhookEndpoint(Table):

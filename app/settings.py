@@ -74,6 +74,15 @@ class Settings(BaseSettings):
         [], description="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."
     )
 
+    # Estimates
+    prices: dict[str, float] = Field(
+        {},
+        description='What an hour costs, as JSON: {"local": 0.05, "slurm/H100": 2.1, "slurm/H100/spot": 0.9, "slurm/gpu": 1.5, "*": 0.1}, by profile and GPU; for one GPU, else for one machine.',
+    )
+    currency: str = Field("USD", max_length=8, description="What LLAMAFLOW_PRICES is in.")
+    max_estimates: int = Field(4, ge=1, description="Estimates of one API key under way at once, for each API process.")
+    estimate_seconds: float = Field(20.0, gt=0, description="How long an estimate may read from S3.")
+
     # S3
     s3_endpoint: str | None = Field(
         None,
@@ -159,6 +168,9 @@ class Settings(BaseSettings):
     )
     keep_attempts: float = Field(
         30 * 24 * 3600.0, ge=0, description="Seconds the attempts of settled deliveries are kept."
+    )
+    keep_responses: float = Field(
+        30 * 24 * 3600.0, ge=0, description="Seconds a response of /v1/responses can be gone on from; 0 keeps none."
     )
     keep_orphans: float = Field(
         24 * 3600.0, ge=3600, description="Seconds an upload that never became a file stays on S3."
