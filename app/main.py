@@ -28,6 +28,7 @@ from app.files import routes as files
 from app.files.storage import Storage
 from app.inference import engines
 from app.inference import routes as inference
+from app.inference.responses import routes as responses
 from app.jobs import actions, log_routes
 from app.jobs import routes as jobs
 from app.jobs.redact import Redactor
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.rates = Rates(settings)
     app.state.redactor = Redactor.of(settings)
-    main = (jobs, actions, log_routes, events, files, adapters, inference)
+    main = (jobs, actions, log_routes, events, files, adapters, inference, responses)
     for room in (*main, webhooks, webhook_deliveries, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)

@@ -1,4 +1,4 @@
-"""Rows past their time: workers, idempotency keys, old signing secrets, run tokens, progress of jobs that ended, attempts of settled deliveries."""
+"""Rows past their time: workers, idempotency keys, old signing secrets, run tokens, kept responses, progress of jobs that ended, attempts of settled deliveries."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ STATEMENTS: tuple[tuple[str, str, str], ...] = (
     ),
     ("run token", "run tokens", "delete from run_tokens where expires_at < {before_expired}"),
     ("training lease", "training leases", "delete from train_leases where lease_until < {before_expired}"),
+    ("kept response", "kept responses", "delete from responses where expires_at < clock_timestamp()"),
     (
         "piece of a training's progress",
         "pieces of trainings' progress",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -12,8 +13,10 @@ import pytest_asyncio
 from fastapi.routing import APIRoute
 
 from app.db import Database
+from app.inference.responses.answer import Answer
+from app.inference.responses.schemas import ResponseCreate
 from app.main import create_app
-from app.models import Adapter, AdapterVersion, Checkpoint, Job, WebhookDelivery, WebhookEndpoint, new_id
+from app.models import Adapter, AdapterVersion, Checkpoint, Job, KeptResponse, WebhookDelivery, WebhookEndpoint, new_id
 from app.settings import Settings
 from tests.app.conftest import ROWS, Service, job_body
 
@@ -24,7 +27,13 @@ OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
 """Answered without a key."""
 BY_TOKEN = "/internal/"
 """Opened by a run's token, never by a key."""
-READING = {"/v1/chat/completions", f"{JOBS}/estimate", "/v1/fine_tuning/sweeps", f"{JOBS}/{{job_id}}/estimate"}
+READING = {
+    "/v1/chat/completions",
+    "/v1/responses",
+    f"{JOBS}/estimate",
+    "/v1/fine_tuning/sweeps",
+    f"{JOBS}/{{job_id}}/estimate",
+}
 """Asked by POST, though nothing is written."""
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{endpoint_id}": {"name": "other"},
@@ -60,7 +69,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         body = job_body(training_file=file, suffix="alphas-own", metadata={"whose": "alphas-own"})
         job = alpha.post(JOBS, json=body).json()["id"]
     model = f"ft:tiny:alpha:alphas-own:{job[-8:]}"
-    endpoint, delivery, checkpoint = new_id("we_"), new_id("whd_"), new_id("ftckpt_")
+    endpoint, delivery, checkpoint, response = new_id("we_"), new_id("whd_"), new_id("ftckpt_"), new_id("resp_")
     async with db.transaction() as session:
         row = await session.get_one(Job, job)
         row.fine_tuned_model = model
@@ -81,13 +90,18 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
             id=checkpoint, project_id="proj_alpha", job_id=job, step_number=1, metrics={},
             uri=f"s3://llamaflow-data/model/{job}/checkpoints/step-1/",
         ))  # fmt: skip
+        session.add(KeptResponse(
+            id=response, project_id="proj_alpha", messages=[{"role": "user", "content": "alphas-own"}],
+            response=Answer(ResponseCreate(model="tiny", input="x"), stored=True).begun().model_dump(mode="json"),
+            expires_at=datetime.now(UTC) + timedelta(days=1),
+        ))  # fmt: skip
         session.add(WebhookDelivery(
             id=delivery, project_id="proj_alpha", job_id=job, seq=1, endpoint_id=endpoint, event_id=new_id("evt_"),
             type="fine_tuning.job.running", url="http://127.0.0.1:5678/", host="127.0.0.1:5678", body=b"{}", status="dead",
         ))  # fmt: skip
     yield {
         "job_id": job, "file_id": file, "model": model, "name": "alphas-own", "endpoint_id": endpoint,
-        "delivery_id": delivery, "checkpoint": checkpoint,
+        "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response,
     }  # fmt: skip
 
 
@@ -170,6 +184,11 @@ def test_no_list_holds_anything_of_another_project(service: Service, owned: dict
         ("/v1/files", {"s3_uri": "s3://llamaflow-data/model/{job_id}/manifest.json", "purpose": "fine-tune"}),
         ("/v1/files", {"s3_uri": "s3://llamaflow-data/files/proj_alpha/{file_id}", "purpose": "fine-tune"}),
         ("/v1/chat/completions", {"model": "{model}", "messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses", {"model": "{model}", "input": "x"}),
+        (
+            "/v1/responses",
+            {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "input": "x", "previous_response_id": "{response_id}"},
+        ),
         ("/v1/chat/completions", {"model": "{name}", "messages": [{"role": "user", "content": "x"}]}),
         ("/v1/chat/completions", {"model": "{checkpoint}", "messages": [{"role": "user", "content": "x"}]}),
         ("/v1/chat/completions", {"model": "{model}:ckpt-step-1", "messages": [{"role": "user", "content": "x"}]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.housekeeping.house import House
 from app.housekeeping.sweep import sweep
 from app.models import (
     DeliveryAttempt,
+    KeptResponse,
     RunLines,
     RunToken,
     SigningSecret,
@@ -93,6 +95,17 @@ async def test_expired_secrets_and_tokens_go_and_valid_ones_stay(stored: World) 
     assert set(await swept(stored)) == {"Forgot 1 signing secret.", "Forgot 1 run token."}
     assert await ids(stored, "run_tokens") == {"new"}
     assert "old" not in await ids(stored, "signing_secrets")
+
+
+async def test_a_response_goes_when_its_time_is_over(stored: World) -> None:
+    project = await stored.project()
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    async with stored.database.transaction() as db:
+        for name in ("old", "new"):
+            db.add(KeptResponse(id=name, project_id=project, messages=[], response={}, expires_at=soon))
+    await age(stored, "responses", "expires_at", 2, "id = 'old'")
+    assert await swept(stored) == ["Forgot 1 kept response."]
+    assert await ids(stored, "responses") == {"new"}
 
 
 async def test_what_a_training_told_goes_with_its_job(stored: World) -> None:

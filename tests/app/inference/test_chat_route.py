@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import socket
 import threading
@@ -17,6 +16,7 @@ from app.auth import key_hash
 from app.db import Database
 from app.models import Adapter, AdapterVersion, ApiKey, Checkpoint, Job, Project
 from tests.app.conftest import MODEL, Service, serving
+from tests.app.inference.peer import EVENTS, Peer, event
 
 pytestmark = pytest.mark.db
 
@@ -24,39 +24,6 @@ BASE = {"id": "org/hub-base", "kind": "hub", "location": "org/hub-base", "revisi
 FT = "ft:org/hub-base:chat:kpi:chatroute"
 PREFIX = "s3://llamaflow-data/model/ftjob-chatroute/"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
-EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-class Peer:
-    """An engine of which the test decides what it sends and when; one connection at a time."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(20)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        """Be gone."""
-        self._listener.close()
-
-    def accept(self) -> tuple[dict[str, Any], socket.socket]:
-        """The next request's body, and the connection to answer it on."""
-        connection, _ = self._listener.accept()
-        connection.settimeout(20)
-        seen = b""
-        while b"\r\n\r\n" not in seen:
-            seen += connection.recv(65536)
-        head, _, body = seen.partition(b"\r\n\r\n")
-        size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        while len(body) < size:
-            body += connection.recv(65536)
-        return json.loads(body), connection
-
-
-def event(content: bytes) -> bytes:
-    """One event as a chunk."""
-    content = b"data: " + content + b"\n\n"
-    return f"{len(content):x}\r\n".encode() + content + b"\r\n"
 
 
 @pytest.fixture(scope="module")
