@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app import unoffered
 from app.db import is_outage, unavailable
 from app.errors import (
     ApiError,
@@ -93,6 +94,8 @@ async def _busy(request: Request, problem: Exception) -> JSONResponse:
 
 def _of_framework(request: Request, problem: HTTPException) -> ApiError:
     method, path = request.method, request.url.path
+    if problem.status_code in (404, 405) and (said := unoffered.sentence(method, path)):
+        return BadRequest(said, code="unsupported_operation")
     if problem.status_code == 404:
         near = nearest(path.rstrip("/"), _paths(request.app))
         hint = f" Did you mean {near}?" if near else " /docs lists what there is."
