@@ -10,13 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from finetune.data.row import Message
 from finetune.data.template import Template, TemplateError
 
 Span = tuple[int, int]
 """Characters [begin, end) of a text."""
+
+Places = tuple[Literal["outside", "inside", None], Literal["outside", "inside"]]
+"""Where the begin and the end of a content are marked: outside or inside of its blanks, the begin perhaps not at all."""
+TOGETHER: tuple[Places, ...] = (("outside", "outside"), ("inside", "inside"), (None, "outside"), (None, "inside"))
+ALONE: tuple[Places, ...] = (
+    ("outside", "outside"), ("inside", "outside"), (None, "outside"),
+    ("outside", "inside"), ("inside", "inside"), (None, "inside"),
+)  # fmt: skip
+"""In what order they are tried."""
 
 
 def answer_spans(messages: Sequence[Message], template: Template, text: str, special: re.Pattern[str]) -> list[Span]:
@@ -129,47 +138,72 @@ def _by_marks(
     """Begins and ends of the contents of `turns` in `text`, by turn; what cannot be found is left out.
 
     Templates strip contents or take them apart, so several places for the marks are tried: one is right if the text is
-    the same once the marks are gone.
+    the same once the marks are gone. What suits one turn may not suit another: then each is looked for alone.
     """
-    first, last = unused(text)
-    for opened, inside in ((True, False), (True, True), (False, False), (False, True)):
-        marked = [
-            _marked(message, first if opened else "", last, inside=inside) if index in turns else message
-            for index, message in enumerate(messages)
-        ]
-        found = rendered(marked, template)
-        if found is None or found.replace(first, "").replace(last, "") != text:
+    for places in TOGETHER if len(turns) > 1 else ALONE:
+        found = _marked_places(messages, template, text, turns, places)
+        if found is None or (len(turns) > 1 and _blurred(messages, text, turns, found, places)):
             continue
-        places = [
-            (match.start() - number, match.group())
-            for number, match in enumerate(re.finditer(f"[{first}{last}]", found))
-        ]
-        order = "".join(mark for _, mark in places)
-        ends = [at for at, mark in places if mark == last]
-        if order == (first * opened + last) * len(turns) and _fit(ends, marked, turns, text, first + last):
-            begins = [at for at, mark in places if mark == first]
-            return dict(zip(turns, begins, strict=False)), dict(zip(turns, ends, strict=True))
-    if len(turns) > 1:  # what suits one turn may not suit another
-        alone = [_by_marks(messages, template, text, [turn]) for turn in turns]
-        return {turn: at for one, _ in alone for turn, at in one.items()}, {
-            turn: at for _, one in alone for turn, at in one.items()
-        }
-    return {}, {}
+        begins, ends = found
+        return dict(zip(turns, begins, strict=False)), dict(zip(turns, ends, strict=True))
+    begins_alone: dict[int, int] = {}
+    ends_alone: dict[int, int] = {}
+    for turn in turns if len(turns) > 1 else []:
+        begin, end = _by_marks(messages, template, text, [turn])
+        begins_alone |= begin
+        ends_alone |= end
+    return begins_alone, ends_alone
 
 
-def _fit(ends: list[int], marked: Sequence[Message], turns: list[int], text: str, marks: str) -> bool:
-    """Whether each content's last character stands before its mark: a template may also have turned contents around."""
-    last = [marked[index].content.rpartition(marks[1])[0].rstrip(marks[0])[-1:] for index in turns]
-    return all(text[:end].endswith(letter) for end, letter in zip(ends, last, strict=True))
+def _marked_places(
+    messages: Sequence[Message], template: Template, text: str, turns: list[int], places: Places
+) -> tuple[list[int], list[int]] | None:
+    """Where marks at the begins and ends of contents come out; no begins if these are not marked. None if it does not work."""
+    first, last = unused(text)
+    marked = [
+        _marked(message, first, last, places) if index in turns else message for index, message in enumerate(messages)
+    ]
+    found = rendered(marked, template)
+    if found is None or found.replace(first, "").replace(last, "") != text:
+        return None
+    seen = [
+        (match.start() - number, match.group()) for number, match in enumerate(re.finditer(f"[{first}{last}]", found))
+    ]
+    if "".join(mark for _, mark in seen) != ((first if places[0] else "") + last) * len(turns):
+        return None
+    begins, ends = ([at for at, mark in seen if mark == wanted] for wanted in (first, last))
+    letters = [_core(messages[index].content, places[1])[-1:] for index in turns]
+    # a template may also have turned contents around
+    return (
+        (begins, ends) if all(text[:end].endswith(letter) for end, letter in zip(ends, letters, strict=True)) else None
+    )
 
 
-def _marked(message: Message, first: str, last: str, *, inside: bool) -> Message:
-    content = message.content
-    if not inside:
-        return replace(message, content=first + content + last)
-    core = content.strip()
-    at = content.index(core)
-    return replace(message, content=content[:at] + first + core + last + content[at + len(core) :])
+def _marked(message: Message, first: str, last: str, places: Places) -> Message:
+    content, (begin, end) = message.content, places
+    head = len(content) - len(content.lstrip()) if begin == "inside" else 0
+    tail = max(head, len(_core(content, end)))
+    return replace(
+        message, content=content[:head] + (first if begin else "") + content[head:tail] + last + content[tail:]
+    )
+
+
+def _core(content: str, end: str | None) -> str:
+    """The content up to where its end is marked."""
+    return content.rstrip() if end == "inside" else content
+
+
+def _blurred(
+    messages: Sequence[Message], text: str, turns: list[int], found: tuple[list[int], list[int]], places: Places
+) -> bool:
+    """Whether blanks that the marks left outside may stand in the text all the same, of some turn."""
+    for number, content in enumerate(messages[index].content for index in turns):
+        lead, trail = content[: len(content) - len(content.lstrip())], content[len(content.rstrip()) :]
+        if places[0] == "inside" and lead and text[: found[0][number]].endswith(lead):
+            return True
+        if places[1] == "inside" and trail and text.startswith(trail, found[1][number]):
+            return True
+    return False
 
 
 def _where_it_shows(messages: Sequence[Message], index: int, template: Template, text: str, end: int) -> int | None:
