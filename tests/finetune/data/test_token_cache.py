@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -241,6 +242,31 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path, base: Path
                 break
             threading.Event().wait(0.1)
         assert [pid for pid in children if _lives(pid)] == []
+
+
+def test_a_process_that_is_killed_fails_the_step_with_a_sentence(
+    tmp_path: Path, base: Path, tokenizer: TextTokenizer
+) -> None:
+    slow, caught = tmp_path / "slow", []
+    os.mkfifo(slow)
+    files = [File(slow, str(n), "train", str(n)) for n in range(2)]
+    given = [Task(file, Data(format="text"), base, None, tmp_path / "cache", tmp_path / file.uri) for file in files]
+
+    def gather() -> None:
+        try:
+            parallel.gather(given, tokenizer, 2)
+        except StepError as problem:
+            caught.append(problem)
+
+    thread = threading.Thread(target=gather)
+    before = set(multiprocessing.active_children())
+    thread.start()
+    with slow.open("wb"):
+        (one, *_) = set(multiprocessing.active_children()) - before
+        one.kill()
+        thread.join()
+    assert [problem.code.name for problem in caught] == ["out_of_memory"]
+    assert "was killed, most likely for want of memory" in caught[0].message
 
 
 def _children(pid: int) -> list[str]:
