@@ -40,6 +40,7 @@ class Rates:
         self._proven: OrderedDict[str, float] = OrderedDict()
         self._uploads: dict[str, int] = {}
         self._streams: dict[str, int] = {}
+        self._estimates: dict[str, int] = {}
 
     def admit(self, key_id: str) -> None:
         """Count a request of a key.
@@ -107,6 +108,22 @@ class Rates:
             retry_after=5,
         )
         with _place(self._uploads, key_id, most, refused):
+            yield
+
+    @contextmanager
+    def estimating(self, key_id: str) -> Iterator[None]:
+        """Hold a place for an estimate.
+
+        Raises:
+            TooMany: `too_many_estimates`.
+        """
+        most = self._settings.max_estimates
+        refused = TooMany(
+            f"This API key has {most} estimates under way; more at once are not allowed (LLAMAFLOW_MAX_ESTIMATES).",
+            code="too_many_estimates",
+            retry_after=5,
+        )
+        with _place(self._estimates, key_id, most, refused):
             yield
 
     @contextmanager

@@ -14,10 +14,11 @@ from app.adapters import service as adapters
 from app.auth import Reader, Writer
 from app.db import Database, Session
 from app.errors import BadRequest
-from app.jobs import checks, schemas, service, view
+from app.jobs import checks, estimate, schemas, service, view
 from app.models import Job
 from app.pages import After, limit, page
 from app.settings import Settings
+from finetune.estimate.result import Estimate
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning jobs"])
 
@@ -94,7 +95,17 @@ async def list_stages(job_id: str, caller: Reader, db: Session) -> Any:
     return page([view.stage(row, run) for row, run in rows], False)
 
 
-@router.post("/jobs/estimate", include_in_schema=False)
+@router.post("/jobs/estimate", summary="Estimate a job", response_model=Estimate)
+async def estimate_job(body: schemas.JobCreate, caller: Writer, request: Request) -> Estimate:
+    """What a job would take: rows, tokens, steps, memory, time and cost, each as a range. Nothing is created and nothing is run.
+
+    At most 2,000 rows are read. What would be refused at once is refused here; what would fail the job stands in `error`.
+    """
+    state = request.app.state
+    with state.rates.estimating(caller.key_id):
+        return await estimate.estimate(state.database, state.storage, state.settings, caller, body, state.creating)
+
+
 @router.api_route("/sweeps", methods=["GET", "POST"], include_in_schema=False)
 async def not_yet(caller: Reader) -> None:
     """What clients may ask for and a later version offers."""

@@ -125,6 +125,9 @@ class Job(BaseModel):
     adapter: JobAdapter | None
     run: JobRun | None
     usage: dict[str, Any] | None
+    estimate: dict[str, Any] | None = Field(
+        description="What was expected before the training began, and at the end `actual` and `error`: within the range or not, and the ratio to its middle."
+    )
     retry_of: str | None = Field(description="The job that this one was made of by a retry.")
 
 

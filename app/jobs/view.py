@@ -54,8 +54,15 @@ def job(row: Job, adapter: tuple[str, int, bool] | None, run: Run | None) -> sch
         adapter=schemas.JobAdapter(name=adapter[0], version=adapter[1], promoted=adapter[2]) if adapter else None,
         run=schemas.JobRun(attempt=run.attempt, profile=run.profile) if run else None,
         usage=row.usage,
+        estimate=_estimate(row),
         retry_of=row.retry_of,
     )
+
+
+def _estimate(row: Job) -> dict[str, Any] | None:
+    if row.estimate is None:
+        return None
+    return {name: value for name, value in row.estimate.items() if name not in ("bytes_a_token", "warnings")}
 
 
 def _hyperparameters(row: Job) -> dict[str, Any]:

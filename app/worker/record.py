@@ -19,10 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database
 from app.events import service as events
-from app.jobs import lifecycle
+from app.jobs import lifecycle, measured
 from app.models import Checkpoint, Event, Job, Run, Stage, new_id
 from app.nextflow import progress
 from app.nextflow.progress import FINE_TUNE, PREPARE_DATA, Began, Cursor, Ended, Seen, Submitted
+from app.settings import Settings
 from app.webhooks import outbox
 from app.worker import training
 from app.worker.folder import JobFolder
@@ -35,11 +36,14 @@ STOPPED = {BY_NAME[name].status for name in ("paused", "interrupted")}
 """Exit statuses of tasks that ended as they were asked to: they have not failed."""
 
 
-async def catch_up(database: Database, folder: JobFolder, run: Run, fence: int, *, over: bool = False) -> None:
+async def catch_up(
+    database: Database, settings: Settings, folder: JobFolder, run: Run, fence: int, *, over: bool = False
+) -> None:
     """Record everything new of a run.
 
     Args:
         database: Where to.
+        settings: The price table, for what is expected of the training.
         folder: The job's folder.
         run: Read anew into its `cursor`.
         fence: The caller's.
@@ -55,11 +59,12 @@ async def catch_up(database: Database, folder: JobFolder, run: Run, fence: int, 
             return
         resolved = None if before.resolved else await asyncio.to_thread(_resolved, seen, after)
         moved = replace(after, training=story.state, resolved=before.resolved or resolved is not None)
-        run.cursor = await insist(lambda: _record(database, run, fence, before, moved, seen, story, resolved))  # noqa: B023  awaited at once
+        run.cursor = await insist(lambda: _record(database, settings, run, fence, before, moved, seen, story, resolved))  # noqa: B023  awaited at once
 
 
 async def _record(
     database: Database,
+    settings: Settings,
     run: Run,
     fence: int,
     before: Cursor,
@@ -77,6 +82,8 @@ async def _record(
             await _submitted(db, run, task)
         for ended in [end for end in seen.ended if end.row.process != FINE_TUNE]:
             await _ended(db, job, run, ended)
+            if ended.row.process == PREPARE_DATA and ended.report is not None:
+                await measured.expect(db, job, ended.report["data"], settings)
         for begun in seen.began:
             await _began(db, job, run, begun)
         if resolved is not None and job.resolved is None:

@@ -113,7 +113,7 @@ async def _look(context: Context, hand: Hand, run: Run, *, over: bool = False) -
     """Record what is new of a run, after bringing what has to be brought."""
     folder = folders.of(context.settings, hand.job_id)
     await remote.exchange(context, folder, run)
-    await record.catch_up(context.database, folder, run, hand.fence, over=over)
+    await record.catch_up(context.database, context.settings, folder, run, hand.fence, over=over)
 
 
 async def obey(context: Context, hand: Hand, run: Run, wished: Wishes) -> None:

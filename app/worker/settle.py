@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.adapters.service import WHOLE, register_version
 from app.events import service as events
 from app.files.storage import connect
-from app.jobs import lifecycle
+from app.jobs import lifecycle, measured
 from app.jobs.lifecycle import Status
 from app.jobs.service import output_prefix
 from app.models import FINAL, Checkpoint, File, Job, Run, Stage, new_id
@@ -82,6 +82,7 @@ async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, r
             await events.record(db, job, "The job ended before it could be paused")
         await close(db, run, record)
         await keep(db, job, product)
+        await measured.keep(db, job, product.manifest, run.profile, context.settings)
         await lifecycle.succeeded(db, job, fence=hand.fence)
     folders.forget_credentials(folders.of(context.settings, hand.job_id))
 

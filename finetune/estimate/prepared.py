@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from finetune.config import JobSpec
-from finetune.data.problems import File
 from finetune.data.reading import CHUNK_BYTES
 from finetune.estimate import device, shape
 from finetune.estimate.ranges import exactly
@@ -21,6 +20,10 @@ from finetune.estimate.result import Basis, Estimate, Where
 from finetune.estimate.sample import Part, take, text_bytes
 from finetune.estimate.shape import Shape
 from finetune.steps import Base, PrepareStep, Resolved
+
+
+if TYPE_CHECKING:
+    from finetune.data.problems import File  # brings numpy, which the service need not have
 
 
 class Facts(BaseModel):

@@ -18,7 +18,7 @@ OPENAI_KEYS = {
     "organization_id", "result_files", "seed", "status", "trained_tokens", "training_file", "validation_file",
     "estimated_finish", "integrations", "metadata",
 }  # fmt: skip
-OWN_KEYS = {"progress", "technique", "callback_url", "output", "adapter", "run", "usage", "retry_of"}
+OWN_KEYS = {"progress", "technique", "callback_url", "output", "adapter", "run", "usage", "estimate", "retry_of"}
 
 
 @pytest.mark.parametrize("status", [status for status in PATHS if status != "paused"])
@@ -47,7 +47,7 @@ def test_a_new_job_has_every_key_and_nulls_for_what_is_not_known(http: httpx.Cli
     assert (job["status"], job["seed"], job["metadata"], job["model"]) == ("validating_files", 7, {"a": "b"}, MODEL)
     assert job["hyperparameters"]["n_epochs"] == "auto"
     assert [key for key in sorted(job) if job[key] is None] == sorted(
-        ["adapter", "callback_url", "error", "estimated_finish", "fine_tuned_model", "finished_at", "integrations",
+        ["adapter", "callback_url", "error", "estimate", "estimated_finish", "fine_tuned_model", "finished_at", "integrations",
          "output", "progress", "retry_of", "run", "suffix", "trained_tokens", "usage", "validation_file"]
     )  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_an_unchanged_job_is_a_304_only_for_those_who_ask(http: httpx.Client, cl
 
 
 def test_what_is_not_offered_yet_says_so(http: httpx.Client) -> None:
-    error = http.post("/v1/fine_tuning/jobs/estimate", json=job_body()).json()["error"]
+    error = http.post("/v1/fine_tuning/sweeps", json=job_body()).json()["error"]
     assert error["code"] == "unsupported_operation"
 
 
