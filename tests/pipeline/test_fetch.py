@@ -71,12 +71,13 @@ def test_another_revision_than_asked_for_names_the_one_found(storage: Any, tmp_p
         ({}, "model_not_found", "nothing below"),
         ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "unsupported_model", "only pickled weights"),
         (FILES | {"model.safetensors": b"\x80\x04 pickled all the same"}, "unsupported_model", "no safetensors file"),
+        (FILES | {"config.json": b'{"model_type": "t5"}'}, "unsupported_model", "no causal language model"),
     ],
 )
 def test_what_is_no_model_is_refused(
     storage: Any, tmp_path: Path, files: dict[str, bytes], code: str, said: str
 ) -> None:
-    source = on_s3(storage, f"models/bad-{code}-{len(files)}/", files)
+    source = on_s3(storage, f"models/bad-{said.replace(' ', '-')}/", files)
     with pytest.raises(StepError) as caught:
         run(storage, tmp_path, source)
     assert (caught.value.code.name, caught.value.param) == (code, "model")

@@ -36,7 +36,7 @@ def example(tokenizer: TextTokenizer, row: Row, train_on: str = "assistant") -> 
     return found
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(KINDS, texts, texts)
 def test_a_prompt_has_the_tokens_it_is_asked_with_and_everything_after_it_is_trained(
     tokenizer_of: Load, name: str, prompt: str, completion: str
