@@ -46,7 +46,7 @@ def source(prefix: str, content: bytes, entries: Mapping[str, Entry], *, allow_p
         return ModelSource(id=prefix, kind="s3", location=prefix + MODEL)
     base = resolve(manifest.base.id, entries, allow_path=allow_path)
     parent = Parent(
-        id=prefix,
+        id=prefix.rstrip("/").rpartition("/")[2],  # a card names it, and no address stands in a card
         uri=prefix + ADAPTER,
         manifest_uri=f"{prefix}manifest.json",
         manifest_sha256=hashlib.sha256(content).hexdigest(),

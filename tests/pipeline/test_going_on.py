@@ -60,7 +60,9 @@ def test_an_adapter_is_gone_on_from_and_named_in_the_manifest(
     config = json.loads((tmp_path / "second" / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 2
     report = json.loads((tmp_path / "second" / "fetch.report.json").read_text())
-    assert report["message"].endswith(f"Training goes on from {prefix}.")
+    name = prefix.rstrip("/").rpartition("/")[2]
+    assert report["message"].endswith(f"Training goes on from {name}.")
+    assert "s3://" not in (tmp_path / "second" / "adapter" / "README.md").read_text()
 
 
 def test_another_base_by_the_same_name_is_refused(run: Run, tmp_path: Path) -> None:

@@ -124,6 +124,16 @@ def test_what_else_is_asked_for_is_exported_and_goes_up(nextflow: Any, tmp_path:
     assert manifest.statistics is not None
 
 
+def test_a_model_of_all_weights_goes_through_as_a_model(nextflow: Any, tmp_path: Path) -> None:
+    write_steps(tmp_path, technique="full")
+    ended = nextflow(tmp_path, "--steps", "steps", "-with-trace", "trace.tsv", "-stub-run")
+    assert ended.returncode == 0, ended.stdout
+    works = {row["process"]: Path(row["workdir"]) for row in trace(tmp_path)}
+    assert (works["FINE_TUNE"] / "model" / "model.safetensors").is_file()
+    assert (works["UPLOAD_MODEL"] / "model" / "config.json").is_file()
+    assert (works["FINE_TUNE"] / "parent" / "parent.json").read_text() == "{}\n"
+
+
 def test_a_transient_failure_is_tried_again_and_a_users_mistake_ends_at_once(nextflow: Any, tmp_path: Path) -> None:
     write_steps(tmp_path)
     faults = {"LLAMAFLOW_STUB_FAULT": "download=s3_unavailable:once,prepare=no_trainable_tokens"}

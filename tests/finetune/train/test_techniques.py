@@ -18,7 +18,8 @@ from finetune.config import Technique as Name
 from finetune.data.arrays import Examples
 from finetune.exit_codes import StepError
 from finetune.model import loading
-from finetune.train.techniques import TECHNIQUES
+from finetune.train.loss import score
+from finetune.train.techniques import TECHNIQUES, Ground
 from tests.finetune.train.conftest import ROWS, Bench
 from tests.finetune.train.test_interruptions import inject
 
@@ -142,6 +143,20 @@ def test_full_keeps_the_number_format_of_its_base(bench: Callable[..., Bench], t
     model = AutoModelForCausalLM.from_pretrained(made.root / "half" / "model", dtype="auto")
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert loading.load_base(made.root / "half" / "model", torch.device("cpu"), "bfloat16").dtype == torch.bfloat16
+
+
+def test_full_computes_in_bfloat16_where_that_is_quicker_and_keeps_its_weights_in_float32(base: Path) -> None:
+    tokens, mask = torch.arange(40).reshape(2, 20), torch.ones((2, 20), dtype=torch.bool)
+    kinds: tuple[loading.Precision, ...] = ("float32", "bfloat16")
+    losses = []
+    for kind in kinds:
+        model = TECHNIQUES["full"].load(Ground(base, Lora(), 7, None, torch.device("cpu"), kind))
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        found = score(model, tokens, mask).loss
+        found.backward()
+        losses.append(found.item())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def broken_after(calls: int) -> Callable[..., None]:
