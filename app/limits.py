@@ -6,6 +6,7 @@ An ASGI layer inside the request's scope; it reads the body once and hands it on
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -19,7 +20,7 @@ from app.validation import ambiguous
 
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 5.0
-UPLOADS = "/v1/files"
+UPLOADS = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
 
 
 class BodyLimit:
@@ -114,7 +115,7 @@ class Incoming:
 def is_upload(scope: Scope) -> bool:
     """Whether a request is a multipart upload, which is streamed and limited by its own route."""
     kind = Headers(scope=scope).get("content-type", "")
-    return scope["path"] == UPLOADS and kind.lower().startswith("multipart/form-data")
+    return UPLOADS.fullmatch(scope["path"]) is not None and kind.lower().startswith("multipart/form-data")
 
 
 def stalled(seconds: float) -> Stalled:

@@ -25,6 +25,7 @@ from app.db import Database
 from app.events import routes as events
 from app.events.hub import Hub
 from app.files import routes as files
+from app.files import upload_routes
 from app.files.storage import Storage
 from app.inference import engines
 from app.inference import routes as inference
@@ -83,7 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.rates = Rates(settings)
     app.state.redactor = Redactor.of(settings)
-    main = (jobs, actions, log_routes, events, files, adapters, inference, responses)
+    main = (jobs, actions, log_routes, events, files, upload_routes, adapters, inference, responses)
     for room in (*main, webhooks, webhook_deliveries, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)

@@ -144,6 +144,31 @@ class File(Table):
     created_at: Mapped[datetime] = _now()
 
 
+class Upload(Table):
+    """A file that is uploaded in parts; complete once `file_id` is set."""
+
+    __tablename__ = "uploads"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(comment="as announced; the parts must come to it")
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    cancelled_at: Mapped[datetime | None]
+    file_id: Mapped[str | None] = mapped_column(comment="of the file it became, which may be deleted by now")
+
+
+class UploadPart(Table):
+    """A part of an upload: an object on S3 until the upload ends."""
+
+    __tablename__ = "upload_parts"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="cascade"), index=True)
+    bytes: Mapped[int]
+    created_at: Mapped[datetime] = _now()
+
+
 class Job(Table):
     """A fine-tuning job. `spec` is the JobSpec as validated; intents are asked-for and not yet settled.
 
@@ -413,7 +438,9 @@ class AdapterVersion(Table):
     manifest_sha256: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     unservable: Mapped[str | None] = mapped_column(comment="why, once its objects were found missing or changed")
-    imported_from: Mapped[str | None] = mapped_column(comment="where it was brought from; then its objects are the service's own")
+    imported_from: Mapped[str | None] = mapped_column(
+        comment="where it was brought from; then its objects are the service's own"
+    )
     created_at: Mapped[datetime] = _now()
 
 

@@ -6,7 +6,8 @@ Limits are counted by bytes seen. Whatever goes wrong, the unfinished upload on 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -23,7 +24,8 @@ from finetune.config import nearest
 PART_BYTES = 8 << 20
 FIELD_BYTES = 64 << 10
 MAX_FIELDS = 32
-FIELDS = ["file", "purpose"]
+FILE_FIELDS = ("file", "purpose")
+PART_FIELDS = ("data",)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,13 @@ class Uploaded:
 
 @dataclass
 class Form:
-    """The parser's side: collects small fields, hands on the file's bytes. Not awaited, so it only fills buffers."""
+    """The parser's side: collects small fields, hands on the file's bytes. Not awaited, so it only fills buffers.
 
+    Attributes:
+        known: Names of fields; the first is the file's.
+    """
+
+    known: tuple[str, ...]
     fields: dict[str, bytearray] = field(default_factory=dict)
     filename: str | None = None
     content: bytearray = field(default_factory=bytearray)
@@ -93,19 +100,22 @@ class Form:
     def _named(self) -> None:
         options = parse_options_header(self._disposition.encode("utf-8").decode("latin-1"))[1]
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name not in FIELDS:
-            near = nearest(self._name, FIELDS)
-            hint = f"; did you mean {near!r}?" if near else f"; known are {' and '.join(FIELDS)}"
+        if self._name not in self.known:
+            near = nearest(self._name, list(self.known))
+            only = "known are" if len(self.known) > 1 else "known is only"
+            hint = f"; did you mean {near!r}?" if near else f"; {only} {' and '.join(self.known)}"
             raise BadRequest(f"unknown field {self._name!r}{hint}", code="unknown_parameter", param=self._name)
-        if self._name == "file":
+        if self._name == self.known[0]:
             if self.filename is not None:
-                raise BadRequest("file is given twice; upload one file at a time.", code="invalid_value", param="file")
+                raise BadRequest(
+                    f"{self._name} is given twice; upload one at a time.", code="invalid_value", param=self._name
+                )
             self.filename = safe_filename(options.get(b"filename", b"").decode("utf-8", "replace"))
         elif len(self.fields) < MAX_FIELDS:
             self.fields[self._name] = bytearray()
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
+        if self._name == self.known[0]:
             self.content += data[start:end]
         elif self._name is not None:
             value = self.fields[self._name]
@@ -132,8 +142,33 @@ async def receive(
         TooLarge: The file is over `max_bytes`.
         Unavailable: S3 does not answer.
     """
-    form = Form()
-    sink = Sink(storage, uri, max_bytes)
+    form, sink = Form(FILE_FIELDS), Sink(storage, uri, max_bytes)
+    async with _whole(form, chunks, content_type, sink):
+        purpose = _check_purpose(form.purpose)
+        if form.filename is None:
+            raise BadRequest(
+                "file is required: a form field with the file.", code="missing_required_parameter", param="file"
+            )
+        return Uploaded(form.filename, purpose, sink.size, sink.digest.hexdigest(), await sink.finish())
+
+
+async def receive_part(
+    chunks: AsyncIterable[bytes], content_type: str, storage: Storage, uri: str, *, max_bytes: int
+) -> int:
+    """Stream the `data` of a multipart form to S3; its bytes. Arguments and errors as those of `receive`."""
+    form, sink = Form(PART_FIELDS), Sink(storage, uri, max_bytes)
+    async with _whole(form, chunks, content_type, sink):
+        if form.filename is None:
+            raise BadRequest(
+                "data is required: a form field with the part.", code="missing_required_parameter", param="data"
+            )
+        await sink.finish()
+        return sink.size
+
+
+@asynccontextmanager
+async def _whole(form: Form, chunks: AsyncIterable[bytes], content_type: str, sink: Sink) -> AsyncIterator[None]:
+    """Read a form to its end, its file into `sink`, which is closed when the block ends."""
     try:
         parser = form.parser(content_type)
         async for chunk in chunks:
@@ -143,12 +178,7 @@ async def receive(
                 _check_purpose(form.purpose)  # a wrong one ends the upload before the rest is sent
         if not form.ended:
             raise _broken("it ends before its last boundary")
-        purpose = _check_purpose(form.purpose)
-        if form.filename is None:
-            raise BadRequest(
-                "file is required: a form field with the file.", code="missing_required_parameter", param="file"
-            )
-        return Uploaded(form.filename, purpose, sink.size, sink.digest.hexdigest(), await sink.finish())
+        yield
     except FormParserError as problem:
         raise _broken(str(problem)) from problem
     finally:

@@ -29,9 +29,10 @@ else:
     S3Client = Any
 
 UPLOAD = re.compile(
-    r"(?P<project>[A-Za-z0-9_]+)/(?P<file>file-[A-Za-z0-9]{24})(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?"
+    r"(?P<project>[A-Za-z0-9_]+)/(?P<file>file-[A-Za-z0-9]{24}|upload_[A-Za-z0-9]{24}/part_[A-Za-z0-9]{24})"
+    r"(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?"
 )
-"""An upload's key below the prefix; with a UUID behind it is what a killed server was writing."""
+"""The key of an upload or of a part of one, below the prefix; with a UUID behind it is what a killed server was writing."""
 JOB = re.compile(r"/(ftjob-[A-Za-z0-9]{24})/")
 BATCH = 1000
 
@@ -103,7 +104,11 @@ async def unknown_uploads(house: House) -> list[tuple[str, str, str]]:
     """Whole uploads that no file stands for, of any age: address, project, file id."""
     bucket, _ = split(house.settings.files_prefix)
     found = await _unknown(house, await _now(house) + timedelta(days=1))
-    return [(f"s3://{bucket}/{key}", project, file) for key, project, file in found if key.endswith(file)]
+    return [
+        (f"s3://{bucket}/{key}", project, file)
+        for key, project, file in found
+        if key.endswith(file) and file.startswith("file-")
+    ]
 
 
 async def _unknown(house: House, before: datetime) -> list[tuple[str, str, str]]:

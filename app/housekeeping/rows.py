@@ -25,6 +25,7 @@ STATEMENTS: tuple[tuple[str, str, str], ...] = (
     ),
     ("run token", "run tokens", "delete from run_tokens where expires_at < {before_expired}"),
     ("training lease", "training leases", "delete from train_leases where lease_until < {before_expired}"),
+    ("upload in parts", "uploads in parts", "delete from uploads where expires_at < {before_expired}"),
     ("kept response", "kept responses", "delete from responses where expires_at < clock_timestamp()"),
     (
         "piece of a training's progress",

@@ -35,13 +35,17 @@ READING = {
     f"{JOBS}/{{job_id}}/estimate",
 }
 """Asked by POST, though nothing is written."""
+NUMBER = 42424242
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{endpoint_id}": {"name": "other"},
     "/v1/webhook_endpoints/{endpoint_id}/test": {"event_type": "fine_tuning.job.succeeded"},
+    "/v1/adapters/{name}": {"description": "other"},
+    "/v1/adapters/{name}/promote": {"version": NUMBER},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": []},
     "/internal/runs/mirror": {"holder": "somebody", "mirror": {"train_key": "x", "files": []}},
 }
 """What a route needs to be asked at all."""
-MISSING = "zZ9"
+MISSING = "999"
 
 
 def routes() -> Iterator[tuple[str, str]]:
@@ -68,13 +72,19 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         file = alpha.post("/v1/files", files={"file": ("mine.jsonl", ROWS)}, data={"purpose": "fine-tune"}).json()["id"]
         body = job_body(training_file=file, suffix="alphas-own", metadata={"whose": "alphas-own"})
         job = alpha.post(JOBS, json=body).json()["id"]
+        announced = {"filename": "alphas-own", "purpose": "fine-tune", "bytes": 0}
+        upload = alpha.post("/v1/uploads", json=announced).json()["id"]
     model = f"ft:tiny:alpha:alphas-own:{job[-8:]}"
     endpoint, delivery, checkpoint, response = new_id("we_"), new_id("whd_"), new_id("ftckpt_"), new_id("resp_")
     async with db.transaction() as session:
         row = await session.get_one(Job, job)
         row.fine_tuned_model = model
         adapter = Adapter(
-            id=new_id("adapter_"), project_id="proj_alpha", name="alphas-own", promoted_version=1, last_version=1
+            id=new_id("adapter_"),
+            project_id="proj_alpha",
+            name="alphas-own",
+            promoted_version=NUMBER,
+            last_version=NUMBER,
         )
         made = WebhookEndpoint(
             id=endpoint, project_id="proj_alpha", name="alphas-own", url="http://127.0.0.1:5678/", event_types=[]
@@ -82,7 +92,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         session.add_all([adapter, made])
         await session.flush()
         session.add(AdapterVersion(
-            id=new_id("adv_"), project_id="proj_alpha", adapter_id=adapter.id, version=1, job_id=job, model=model,
+            id=new_id("adv_"), project_id="proj_alpha", adapter_id=adapter.id, version=NUMBER, job_id=job, model=model,
             base={"id": "tiny", "kind": "path", "location": "/nowhere/tiny"}, uri=f"s3://llamaflow-data/model/{job}/",
             manifest_sha256="0" * 64,
         ))  # fmt: skip
@@ -101,7 +111,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         ))  # fmt: skip
     yield {
         "job_id": job, "file_id": file, "model": model, "name": "alphas-own", "endpoint_id": endpoint,
-        "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response,
+        "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response, "upload_id": upload,
     }  # fmt: skip
 
 
