@@ -1,4 +1,6 @@
-"""From a dataset's bytes to tokens and masks: reading → formats → template, masks, encode → arrays. No torch in here.
+"""From a dataset's bytes to tokens and masks: reading → formats → template, masks, encode → shards → intake → arrays. No torch in here.
 
-`formats` and `reading` need nothing but pydantic: the service checks datasets with them.
+A file's rows are tokenised by themselves and kept (`shards`, `parallel`, `sealed`); a dataset is put together from its files
+under a job's limits (`intake`, `repeats`, `statistics`). `formats` and `reading` need nothing but pydantic: the service checks
+datasets with them.
 """
