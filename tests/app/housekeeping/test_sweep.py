@@ -35,6 +35,7 @@ from tests.app.worker.services import BUCKET, World
 pytestmark = pytest.mark.db
 
 UPLOAD = "file-abcdefghijklmnopqrstuvwx"
+PART = "upload_abcdefghijklmnopqrstuvwx/part_abcdefghijklmnopqrstuvwx"
 HALF = "0c0ffee0-1111-4222-8333-444444444444"
 
 
@@ -140,7 +141,8 @@ async def test_attempts_of_settled_deliveries_go_after_a_month(stored: World) ->
 
 async def test_an_upload_that_never_became_a_file_goes_and_nothing_else(stored: World) -> None:
     project = await stored.project()
-    keys = [f"files/{project}/{name}" for name in (UPLOAD, f"{UPLOAD[:-1]}y-{HALF}", "notes.txt", f"logs/x/{UPLOAD}")]
+    gone = (UPLOAD, f"{UPLOAD[:-1]}y-{HALF}", PART, f"{PART}-{HALF}")
+    keys = [f"files/{project}/{name}" for name in (*gone, "notes.txt", f"logs/x/{UPLOAD}")]
     known = f"files/{project}/{UPLOAD[:-1]}z"
     for key in (*keys, known):
         stored.put(key, b"x")
@@ -150,8 +152,8 @@ async def test_an_upload_that_never_became_a_file_goes_and_nothing_else(stored: 
         await db.execute(text(f"{row} {values}"), {"id": known.rpartition("/")[2], "project": project})
     assert await swept(stored) == [], "they are young: their rows may be on their way"
     stored.settings = stored.settings.model_copy(update={"keep_orphans": -60.0})
-    assert await swept(stored) == ["Removed 2 uploads that never became a file."]
-    assert set(stored.keys(f"files/{project}/")) == {*keys[2:], known}
+    assert await swept(stored) == ["Removed 4 uploads that never became a file."]
+    assert set(stored.keys(f"files/{project}/")) == {*keys[4:], known}
 
 
 async def test_a_database_older_than_its_objects_removes_none_of_them(stored: World) -> None:
