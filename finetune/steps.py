@@ -27,7 +27,6 @@ from finetune.config import (
     Data,
     Evaluation,
     Hyperparameters,
-    JobSpec,
     Lora,
     MethodType,
     Output,
