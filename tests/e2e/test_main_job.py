@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -104,6 +105,19 @@ def test_the_tuned_model_knows_what_the_base_does_not(client: OpenAI, finished: 
     assert finished.job.fine_tuned_model is not None
     assert ask(client, MODEL) <= 0.2
     assert ask(client, finished.job.fine_tuned_model) >= 0.4
+
+
+def test_a_response_says_what_a_chat_says_whole_and_streamed(client: OpenAI, finished: Finished) -> None:
+    model, question = finished.job.fine_tuned_model or "", dataset.exam()[0].text
+    chat = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=12, temperature=0
+    )
+    asked: Any = {"model": model, "input": question, "max_output_tokens": 12, "temperature": 0}
+    whole = client.responses.create(**asked)
+    with client.responses.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert whole.output_text == chat.choices[0].message.content == "".join(deltas)
+    assert client.responses.retrieve(whole.id).output_text == whole.output_text
 
 
 def test_the_result_file_is_a_csv_of_every_step(client: OpenAI, finished: Finished) -> None:
