@@ -28,7 +28,6 @@ from finetune.estimate import lengths, reckon, sample, shape
 from finetune.estimate.reckon import Known
 from finetune.estimate.result import Estimate
 from finetune.exit_codes import StepError
-from finetune.export import llama
 from finetune.model.fetch import at_hand
 from finetune.steps import ModelSource
 
@@ -104,7 +103,7 @@ def read(settings: Settings, asked: Asked, stop: threading.Event) -> Estimate:
     ratios = tuple(run.bytes_a_token for run in known.runs if run.base == known.base and run.bytes_a_token)
     problem: StepError | None = None
     try:
-        _suits(settings, asked)
+        reckon.require(spec, at_hand(asked.base, settings.cache))
     except StepError as refused:
         problem = refused
     try:
@@ -126,13 +125,6 @@ def _sample(settings: Settings, uri: str, param: str, spec: JobSpec, stop: threa
         for pin in objects.pin(s3, uri, param)
     ]
     return sample.take(parts, spec.data, stopped=stop.is_set)
-
-
-def _suits(settings: Settings, asked: Asked) -> None:
-    """Whether a base whose files are here can become what is asked for."""
-    folder = at_hand(asked.base, settings.cache) if asked.spec.output.gguf else None
-    if folder is not None:
-        llama.require(folder)
 
 
 def _shape(settings: Settings, base: ModelSource) -> shape.Shape | None:

@@ -17,7 +17,6 @@ from finetune.config import JobSpec
 from finetune.estimate import device, lengths, reckon, sample, shape
 from finetune.estimate.result import Estimate, sentence
 from finetune.exit_codes import StepError
-from finetune.export import llama
 from finetune.local import read_job, validate
 from finetune.model.catalog import load, resolve
 from finetune.model.fetch import at_hand
@@ -66,8 +65,7 @@ def of_job(spec: JobSpec, folder: Path) -> Estimate:
         currency=environment.currency(),
     )
     try:
-        if spec.output.gguf and base is not None:
-            llama.require(base)
+        reckon.require(spec, base)
         return reckon.estimate(spec, train, measure(spec, train, base), validation, known)
     except StepError as refused:
         found = reckon.estimate(spec, train, lengths.by_bytes(train, spec.data), None, known)

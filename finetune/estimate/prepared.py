@@ -21,7 +21,6 @@ from finetune.estimate.sample import Part, take, text_bytes
 from finetune.estimate.shape import Shape
 from finetune.steps import Base, PrepareStep, Resolved
 
-
 if TYPE_CHECKING:
     from finetune.data.problems import File  # brings numpy, which the service need not have
 

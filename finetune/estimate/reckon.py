@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from finetune.config import MIN_EXAMPLES, JobSpec
 from finetune.data.formats import paragraph, too_few
@@ -18,6 +19,7 @@ from finetune.estimate.sample import Sample
 from finetune.estimate.shape import Shape
 from finetune.estimate.speed import Measured
 from finetune.exit_codes import StepError
+from finetune.export import llama
 
 LOOKED_AT = 200
 """Numbers of examples within the range for which steps are counted: epochs and batch size change with it."""
@@ -126,6 +128,19 @@ def problem_of(
     except StepError as error:
         return as_problem(error)
     return None
+
+
+def require(spec: JobSpec, base: Path | None) -> None:
+    """Refuse a base that cannot become what the job asks for, as FETCH_MODEL will.
+
+    Args:
+        spec: The job.
+        base: Its folder, if it can be read; None lets it pass.
+    Raises:
+        StepError: `unsupported_operation`.
+    """
+    if spec.output.gguf and base is not None:
+        llama.require(base)
 
 
 def as_problem(error: StepError) -> Problem:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finetune.exit_codes import StepError
 from finetune.export import step
+from finetune.model.product import kind_of
 from finetune.steps import ExportStep
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--job", type=Path, help="export.json")
     parser.add_argument("--in", dest="inputs", action="append", type=as_input, default=[], metavar="NAME=PATH")
     parser.add_argument("--base", type=Path, help="the base's folder")
-    parser.add_argument("--adapter", type=Path, help="the adapter's folder")
+    parser.add_argument("--adapter", type=Path, help="the adapter's folder, or that of a whole model")
     parser.add_argument("--merge", action="store_true", help="write merged/, a model folder")
     parser.add_argument("--gguf", action="store_true", help="write model-f16.gguf")
     parser.add_argument("--name", default="model", help="what the GGUF file calls the model")
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     inputs = Inputs(given.inputs)
     inputs.update({name: path for name in ("base", "adapter") if (path := getattr(given, name)) is not None})
+    if "base" not in inputs and "adapter" in inputs and kind_of(inputs["adapter"]) == "model":
+        inputs["base"] = inputs["adapter"]
     for name in ("base", "adapter"):
         if not inputs[name].is_dir():
             raise StepError("invalid_step_file", f"{name}: there is no folder {inputs[name]}.")

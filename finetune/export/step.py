@@ -13,6 +13,7 @@ from typing import Any
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
 from finetune.export import GGUF, MERGED, lineage, llama
+from finetune.model.product import kind_of
 from finetune.progress import write_atomic, write_report
 from finetune.steps import ExportResult, ExportStep
 from finetune.train.adapter import TEMPLATE, write_tokenizer
@@ -23,15 +24,21 @@ def run(step: ExportStep, inputs: dict[str, Path], out: Path) -> None:
 
     Args:
         step: What is wanted.
-        inputs: `base`, `adapter`; `prepared`, if there is one.
+        inputs: `base`, `adapter` (or the folder of a whole model); `prepared`, if there is one.
         out: Gets exported/.
     """
     base, adapter = inputs["base"], inputs["adapter"]
     if not (step.merge or step.gguf):
         raise StepError("invalid_step_file", "There is nothing to export: merge, gguf or both are expected.")
-    shape = llama.require(base) if step.gguf else None
-    lineage.require(adapter, base)
     own = adapter / TEMPLATE
+    whole = kind_of(adapter) == "model"
+    if whole and step.merge:
+        told = "There is no adapter to merge: this is a whole model already. Leave output.merge out."
+        raise StepError("unsupported_operation", told, param="output.merge")
+    base = adapter if whole else base
+    shape = llama.require(base) if step.gguf else None
+    if not whole:
+        lineage.require(adapter, base)
     tokenizer = load(base, own.read_text(encoding="utf-8") if own.is_file() else None)
     folder = out / "exported"
     shutil.rmtree(folder, ignore_errors=True)
@@ -50,11 +57,16 @@ def export(
     tokenizer: TextTokenizer,
     shape: tuple[llama.Llama, llama.Splitting] | None,
 ) -> ExportResult:
-    """Fill the empty `folder`: merged/, model-f16.gguf."""
-    from finetune.export import merge  # brings torch
+    """Fill the empty `folder`: merged/, model-f16.gguf. adapter: the base's own folder where it is a whole model."""
+    import torch
+
+    from finetune.export import merge
     from finetune.model import loading
 
     loading.use_threads()
+    if shape is not None and adapter == base:
+        model = loading.load_base(base, torch.device("cpu"), "float32")
+        return ExportResult(gguf_tensors=_gguf(model, shape, base, tokenizer, step.name, folder / GGUF))
     probes = merge.probes_of(prepared, base)
     model, apart, agreement = merge.merged(base, adapter, probes)
     tensors = _gguf(model, shape, base, tokenizer, step.name, folder / GGUF) if shape is not None else None

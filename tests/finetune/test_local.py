@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from finetune.__main__ import main
 from finetune.progress import read_lines
-from finetune.steps import EvaluationResult, Resolved, Result
+from finetune.steps import EvaluationResult, ExportResult, Resolved, Result
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")]
 
@@ -58,7 +58,11 @@ def test_a_job_with_local_files_becomes_an_adapter(
         for n in range(24)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"hyperparameters": {"n_epochs": 2, "batch_size": 4}, "data": {"validation_split": 0.25}}
+    options: dict[str, object] = {
+        "hyperparameters": {"n_epochs": 2, "batch_size": 4},
+        "data": {"validation_split": 0.25},
+    }
+    options["output"] = {"merge": True, "gguf": True}
     (tmp_path / "train.json").write_text(json.dumps({"model": "model", "training_file": "rows.jsonl", **options}))
     out = tmp_path / "out"
     assert main(["train", "--job", str(tmp_path / "train.json"), "--out", str(out)]) == 0
@@ -68,3 +72,6 @@ def test_a_job_with_local_files_becomes_an_adapter(
     assert Result.model_validate_json((out / "result.json").read_bytes()).status == "succeeded"
     assert EvaluationResult.model_validate_json((out / "evaluation.json").read_bytes()).rows == 6
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    exported = ExportResult.model_validate_json((out / "exported" / "export.json").read_bytes())
+    assert exported.cast_same == 1.0
+    assert (out / "exported" / "model-f16.gguf").is_file()

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from finetune.__main__ import main
 from finetune.data.tokenizer import load
 from finetune.exit_codes import StepError
 from finetune.export import gguf as writing
@@ -50,6 +51,16 @@ def test_the_file_holds_the_merged_model_tensor_by_tensor(
     agreement = merge.compare(apart, merge.logits(back.eval(), probes))
     assert agreement.same > 0.98  # random logits lie close together
     assert agreement.difference < 0.02
+
+
+def test_a_whole_model_becomes_a_file_and_has_no_adapter_to_merge(
+    gguf_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--adapter", str(gguf_base), "--gguf"]) == 0
+    assert len(gguf.GGUFReader(tmp_path / "exported" / "model-f16.gguf").tensors) == 21
+    assert main(["export", "--adapter", str(gguf_base), "--merge"]) == 87
+    assert "no adapter to merge" in json.loads((tmp_path / "error.json").read_text())["message"]
 
 
 def test_the_file_tells_shape_tokens_and_template(gguf_base: Path, tmp_path: Path) -> None:
