@@ -54,7 +54,7 @@ def test_broken_off_and_taken_up_it_gives_the_undisturbed_bytes(
 ) -> None:
     made = bench(PAIRS, n_epochs=2, save_steps=2, eval_steps=6, **DPO | kind)
     with monkeypatch.context() as patch:
-        inject(patch, lambda model: model.register_forward_pre_hook(broken_after(3)))
+        inject(patch, lambda model: model.model.layers[0].register_forward_pre_hook(broken_after(3)))
         with pytest.raises(InterruptedError):
             made.train("broken")
     made.train("broken")

@@ -55,7 +55,7 @@ def test_broken_off_and_taken_up_it_gives_the_undisturbed_bytes(
 ) -> None:
     made = bench(**SHORT | KINDS[kind])
     with monkeypatch.context() as patch:
-        inject(patch, lambda model: model.register_forward_pre_hook(broken_after(5)))
+        inject(patch, lambda model: model.model.layers[0].register_forward_pre_hook(broken_after(5)))
         with pytest.raises(InterruptedError):
             made.train("broken")
     made.train("broken")
