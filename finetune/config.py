@@ -105,6 +105,10 @@ class Hyperparameters(Spec):
     )
     save_total_limit: Int = Field(3, description="Checkpoints kept.", ge=1, le=100)
     eval_steps: Count | None = Field(None, description="Steps between validations. Left out: once an epoch.")
+    early_stopping_patience: Count | None = Field(
+        None,
+        description="Validations in a row without a lower loss that end the training; the best weights are taken. Left out: none.",
+    )
     packing: Bool = Field(False, description="Several examples in one row, attention kept inside each.")
 
 
@@ -279,6 +283,15 @@ def unsupported(spec: JobSpec) -> tuple[str, str] | None:
         return (
             "output.register_as",
             "output.register_as names an adapter; technique 'full' makes a model. Leave it out.",
+        )
+    if (
+        spec.hyperparameters.early_stopping_patience is not None
+        and spec.validation_file is None
+        and spec.data.validation_split == 0
+    ):
+        return (
+            "hyperparameters.early_stopping_patience",
+            "hyperparameters.early_stopping_patience needs held-out rows: give validation_file or data.validation_split.",
         )
     for one, value, other, against, out in NOT_TOGETHER:
         if _at(spec, one) == value and _at(spec, other) == against:

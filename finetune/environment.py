@@ -133,6 +133,17 @@ def take_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu.own(names)
 
 
+def ranks() -> tuple[int, int]:
+    """`RANK` and `WORLD_SIZE`, which torchrun sets: this process's number and how many train together. Default 0 and 1."""
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def local_rank() -> int | None:
+    """`LOCAL_RANK`, which torchrun sets: which of this machine's accelerators is this process's."""
+    text = os.environ.get("LOCAL_RANK") or ""
+    return int(text) if text.isdigit() else None
+
+
 def threads() -> int | None:
     """`LLAMAFLOW_THREADS`, else `OMP_NUM_THREADS`: CPU threads of the arithmetic. None leaves it to the library."""
     text = os.environ.get("LLAMAFLOW_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""

@@ -231,6 +231,7 @@ class Resolved(StepFile):
     save_steps: int
     save_total_limit: int
     eval_steps: int
+    early_stopping_patience: int | None = Field(None, exclude_if=lambda patience: patience is None)
     total_steps: int
     n_examples: int
     n_validation: int

@@ -72,6 +72,7 @@ def resolve(
             "gradient_accumulation_steps",
             "max_grad_norm",
             "save_total_limit",
+            "early_stopping_patience",
         )
     }
     return kept | {

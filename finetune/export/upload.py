@@ -94,7 +94,8 @@ def collect(step: UploadStep, inputs: dict[str, Path], out: Path) -> list[tuple[
     place = f"{kind_of(inputs['adapter'])}/"
     product = [(name, path) for name, path in _files_below(inputs["adapter"], place) if path.name != CARD]
     product.append((place + CARD, out / CARD))
-    files = [*product, *checkpoints(Path(step.state_dir) if step.state_dir else None)]
+    state = Path(step.state_dir) if step.state_dir else None
+    files = [*product, *checkpoints(state), *boards(state)]
     files += [
         (name, inputs[key])
         for key, name in (("metrics", "metrics.csv"), ("evaluation", "evaluation.json"))
@@ -121,6 +122,12 @@ def checkpoints(state: Path | None) -> list[tuple[str, Path]]:
         for step, path in whole[-CHECKPOINTS:]
         for name in ADAPTER_FILES
     ]
+
+
+def boards(state: Path | None) -> list[tuple[str, Path]]:
+    """TensorBoard's files of a job's train/ folder, numbered instead of named after the machine that wrote them."""
+    found = sorted((state / "tensorboard").glob("events.out.tfevents.*")) if state is not None else []
+    return [(f"tensorboard/events.out.tfevents.{number}", path) for number, path in enumerate(found, 1)]
 
 
 def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manifest.File]) -> Manifest:

@@ -37,7 +37,10 @@ def device() -> torch.device:
     name = environment.device()
     if name != "auto":
         return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = environment.local_rank()
+    return torch.device("cuda" if own is None else f"cuda:{own}")
 
 
 def precision(where: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> Precision:

@@ -69,6 +69,21 @@ class Steps:
         return epochs * int(trained.sum()) + int(trained[begun].sum())
 
 
+def share(rows: Sequence[int], lengths: npt.NDArray[np.int64], rank: int, count: int) -> list[int]:
+    """The examples of a step that one of several processes takes: every one is taken once, like lengths dealt out in turn.
+
+    Args:
+        rows: Examples.
+        lengths: Tokens an example, shape (n,), indexed by the values of `rows`.
+        rank: Of the process, 0-based.
+        count: Processes.
+    """
+    dealt = sorted(rows, key=lambda row: (-int(lengths[row]), row))
+    turns = [dealt[begin : begin + count] for begin in range(0, len(dealt), count)]
+    placed = [turn[::-1] if number % 2 and len(turn) == count else turn for number, turn in enumerate(turns)]
+    return [turn[rank] for turn in placed if rank < len(turn)]
+
+
 def micro_batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], budget: int) -> list[list[int]]:
     """Cut the examples of a step into micro-batches of similar lengths.
 

@@ -21,7 +21,7 @@ from finetune.progress import append, read_lines, sync_folder, write_atomic
 from finetune.steps import Base, Resolved, Result, TrainStep
 from finetune.train import history
 
-VERSION = 1
+VERSION = 2
 """Of what training makes from equal inputs; raised when that changes, so that no old result is taken for a new one."""
 
 PREVIOUS = "previous"

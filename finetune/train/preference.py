@@ -188,9 +188,12 @@ class PreferenceTrainer(SupervisedTrainer):
         for name, value in self.objective.taken().items():
             sums[name] = sums.get(name, 0.0) + value * share
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def _weight(self, rows: list[int]) -> int:
+        """What a step's loss is the mean over: pairs."""
+        return len(rows)
+
+    def _validate(self) -> dict[str, float]:
         """Score the held-out pairs, answer a few of their questions, and tell."""
-        self.control.should_evaluate = False
         training, sums, loss = self.model.training, dict[str, float](), 0.0
         pairs: Any = self.validation
         self.model.eval()

@@ -23,7 +23,7 @@ from finetune.model import loading, targets
 from finetune.model.cache import file_sha256
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, Parent, Resolved, Result, TrainStep
-from finetune.train import methods
+from finetune.train import methods, ranks
 from finetune.train.adapter import WEIGHTS
 from finetune.train.folder import TrainFolder, step_of, train_key
 from finetune.train.methods import Given, Work
@@ -45,11 +45,14 @@ def run(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
         out: Gets adapter/ or model/, metrics.csv, result.json; also train/, if the step names no state_dir.
     """
     given = _read(step, inputs)
+    if ranks.join(loading.device()) > 0:
+        _follow(given)
+        return
     folder = folder_of(step, inputs, out, given.key)
     with folder.owned():
         folder.claim(given.key)
         done = folder.finished()
-        taken_over = done is not None
+        taken_over = ranks.agreed(done is not None)
         if done is None:
             folder.begin()
             done = train(given, folder)
@@ -57,6 +60,13 @@ def run(step: TrainStep, inputs: dict[str, Path], out: Path) -> None:
             print("This training is done already: its result is taken over.", flush=True)
         _hand_over(folder, out)
     _report(out, given.resolved, done, taken_over)
+
+
+def _follow(given: Given) -> None:
+    """Train together with the process that leads; what comes out is its."""
+    if not ranks.agreed(False):
+        with ranks.following() as folder:
+            train(given, folder)
 
 
 def train(given: Given, folder: TrainFolder) -> Result:
@@ -71,7 +81,7 @@ def train(given: Given, folder: TrainFolder) -> Result:
     loading.use_threads()
     where = loading.device()
     kind = loading.precision(where)
-    resumed = next((path for path in reversed(folder.checkpoints()) if resumable(path)), None)
+    resumed = ranks.agreed(next((path for path in reversed(folder.checkpoints()) if resumable(path)), None))
     teller = Teller(folder, given.resolved.total_steps, given.resolved.n_epochs, where)
     watch = Watch(folder, teller.seconds, given.step.max_runtime_seconds)
     chosen = technique(given.step.technique, methods.backend(given.step.backend))
@@ -83,7 +93,7 @@ def train(given: Given, folder: TrainFolder) -> Result:
         _tell_of_parent(given, teller)
         teller.start(step_of(resumed) if resumed else None, precision=kind, device=str(where), pid=os.getpid())
         try:
-            if watch.signalled:  # while the base was loaded
+            if ranks.agreed(watch.signalled):  # while the base was loaded
                 watch.reason = "interrupted"
             else:
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

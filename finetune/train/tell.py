@@ -16,6 +16,7 @@ import torch
 
 from finetune.progress import append
 from finetune.train import history
+from finetune.train.board import Board
 from finetune.train.folder import TrainFolder
 
 
@@ -41,6 +42,7 @@ class Teller:
     valid_loss: float | None = None
     valid_accuracy: float | None = None
     step: int = 0
+    _board: Board | None = None
     _first_step: int = 0
     _earlier: tuple[float, float] = (0.0, 0.0)
     _begun: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
@@ -52,6 +54,7 @@ class Teller:
         self._begun = time.monotonic(), time.process_time()
         self.step = self._first_step = resumed_from or 0
         append(self.folder.progress, "start", total_steps=self.total_steps, resumed_from=resumed_from, **facts)
+        self._board = Board(self.folder.path, self.step)
         self.valid_loss, self.valid_accuracy = history.last_evaluation(self.folder.lines())
         self.loss, self.accuracy = history.last_step(self.folder.lines())
         how = (
@@ -76,6 +79,8 @@ class Teller:
             **numbers, tokens=tokens, tokens_per_second=round(tokens_per_second, 1), eta_seconds=round(eta, 1),
             **self._spent(), memory_bytes=peak_memory(self.where),
         )  # fmt: skip
+        if self._board is not None:
+            self._board.show(step, {**numbers, "tokens_per_second": tokens_per_second})
         say(
             f"step {step}/{self.total_steps}  loss {numbers['loss']:.4f}  accuracy {numbers['train_accuracy']:.3f}  "
             f"rate {numbers['learning_rate']:.2e}  {tokens_per_second:.0f} tokens/s  {eta:.0f} s to go"
@@ -90,6 +95,9 @@ class Teller:
             self.folder.progress, "evaluation", step=step, valid_loss=loss, valid_mean_token_accuracy=accuracy,
             **measures, samples=samples, **self._spent(),
         )  # fmt: skip
+        if self._board is not None:
+            self._board.show(step, {"valid_loss": loss, "valid_mean_token_accuracy": accuracy})
+            self._board.say(step, samples)
         say(f"step {step}/{self.total_steps}  validation loss {loss:.4f}  accuracy {accuracy:.3f}")
 
     def saved(self, step: int, path: str) -> None:
@@ -104,6 +112,11 @@ class Teller:
         """Something a user should know, such as that memory was short."""
         append(self.folder.progress, "notice", step=step, message=message)
         say(message)
+
+    def close(self) -> None:
+        """Nothing more is told of this attempt but its end."""
+        if self._board is not None:
+            self._board.close()
 
     def _spent(self) -> dict[str, float]:
         return {"seconds": round(self.seconds(), 3), "cpu_seconds": round(self.cpu_seconds(), 3)}

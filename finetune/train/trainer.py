@@ -8,11 +8,14 @@ but speed and memory. Loop, optimiser, clipping, callbacks and resume are the li
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -22,14 +25,18 @@ from finetune.evaluate.heldout import held_out
 from finetune.exit_codes import StepError
 from finetune.model.loading import is_out_of_memory
 from finetune.steps import Resolved
-from finetune.train import fused, heap, schedule
-from finetune.train.batches import Steps, micro_batches
+from finetune.train import fused, heap, history, ranks, schedule
+from finetune.train.batches import Steps, micro_batches, share
 from finetune.train.folder import TrainFolder
 from finetune.train.keeping import Keeping, Write
 from finetune.train.loss import pad, score
+from finetune.train.stopping import Patience, ran_away
+from finetune.train.stream import is_watched, stream
 from finetune.train.tell import Teller
 from finetune.train.watch import Watch
 
+BEST = "best"
+"""The folder of the weights with the lowest validation loss, where early stopping was asked for."""
 SHOWN = 4000
 """Characters of a question or an answer that a line of progress.jsonl has at most."""
 
@@ -65,6 +72,7 @@ def arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=where.type == "cpu",
+        ddp_timeout=24 * 3600,
     )
     if made.n_gpu > 1:
         made._n_gpu = 1  # one process, one accelerator: never DataParallel, which would split a step's list of indices
@@ -107,6 +115,8 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.train_examples, self.validation = splits
         self.lengths, self.trained = self.train_examples.lengths, self.train_examples.trained
         self.pad_id, self.budget, self.ask = pad_id, budget, ask
+        self.losses: list[float] = []  # of all steps so far
+        self.patience = Patience(limit) if (limit := resolved.early_stopping_patience) else None
         self.measures: dict[str, float] = {}  # of the last step, besides loss and accuracy
         if args.device.type == "cpu":
             heap.keep()
@@ -122,10 +132,18 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> Any:
-        """Batches `{"rows": indices of a step's examples}`; the arrays are read where they are used."""
-        return self.accelerator.prepare(
-            DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=lambda rows: {"rows": rows})
-        )
+        """Batches `{"rows": indices of a step's examples}`; the arrays are read where they are used.
+
+        Every process is given the whole step, and takes its share of it.
+        """
+        steps = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=lambda rows: {"rows": rows})
+        return self.accelerator.prepare(steps) if ranks.count() == 1 else prepare_data_loader(steps, num_processes=1)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The library's, but that gradients are added up here and not by a wrapper around the model."""
+        super().create_accelerator_and_postprocess()
+        if ranks.count() > 1:
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate's course by `finetune.train.schedule`."""
@@ -139,6 +157,21 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
+        """Train to the end, or to where a validation says that it gets no better; then the best weights are taken."""
+        told = history.lineage(self.folder.lines())
+        self.losses = [line["loss"] for line in told if line["event"] == "step"]
+        if self.patience is not None:
+            seen = [(line["step"], line["valid_loss"]) for line in told if line["event"] == "evaluation"]
+            self.patience.losses = [(step, loss) for step, loss in seen if loss is not None]
+        try:
+            if self.patience is None or not self.patience.is_over():
+                super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            if self.patience is not None and self.watch.reason is None:
+                self._take_best(self.patience)
+        finally:
+            self.teller.close()
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one optimiser step.
 
@@ -149,13 +182,36 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         """
         begun = time.monotonic()
         model.train()
-        while (found := self._accumulate(model, inputs["rows"])) is None:
+        while (found := self._together(model, inputs["rows"])) is None:
             self._shrink(inputs["rows"])
         loss, correct, tokens = found
         self._last = loss, correct / max(1, tokens), tokens / (time.monotonic() - begun)
+        self.losses.append(loss)
         if not math.isfinite(loss):
             raise self._diverged(f"The loss became {loss}")
+        if ran_away(self.losses):
+            raise self._diverged(f"The loss rose from {self.losses[0]:.3g} to {loss:.3g}")
         return torch.tensor(loss, device=self.args.device)
+
+    def _together(self, model: Any, rows: list[int]) -> tuple[float, int, int] | None:
+        """What `_accumulate` finds, every process having done its share of the step; None if memory ran out in any."""
+        if ranks.count() == 1:
+            return self._accumulate(model, rows)
+        own = share(rows, self.lengths, ranks.rank(), ranks.count())
+        found = self._accumulate(model, own) if own else (0.0, 0, 0)
+        if ranks.anywhere(found is None, self.args.device) or found is None:
+            return None
+        part = self._weight(own) / max(1, self._weight(rows))
+        sums = torch.tensor([found[0] * part, found[1], found[2]], dtype=torch.float64, device=self.args.device)
+        grads = ranks.gradients(model)
+        for grad in grads:
+            grad.mul_(part)
+        ranks.add_up([sums, *grads])
+        return float(sums[0]), int(sums[1]), int(sums[2])
+
+    def _weight(self, rows: list[int]) -> int:
+        """What a step's loss is the mean over: trained tokens."""
+        return int(self.trained[rows].sum())
 
     def _accumulate(self, model: Any, rows: list[int]) -> tuple[float, int, int] | None:
         """Add up a step's gradients, micro-batch by micro-batch. Returns loss, correct and all trained tokens; None if memory ran out."""
@@ -184,6 +240,8 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         longest = int(self.lengths[rows].max())
         while len(micro_batches(rows, self.lengths, self.budget)) == before:
             if self.budget <= longest:
+                if self._recompute():
+                    return
                 told = f"Memory ran out on one example of {longest:,} tokens, alone. Lower hyperparameters.max_length or lora.r, or give the job more memory."
                 raise StepError("out_of_memory", told)
             self.budget //= 2
@@ -191,6 +249,17 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.teller.notice(
             step, f"Memory ran out in step {step}: going on with micro-batches of {self.budget:,} tokens."
         )
+
+    def _recompute(self) -> bool:
+        """Compute activations anew on the way back instead of keeping them; False if that is done already, or cannot be."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if inner.is_activation_checkpointing or not inner.supports_gradient_checkpointing:
+            return False
+        inner.activation_checkpointing_enable({"use_reentrant": False})
+        step = self.state.global_step + 1
+        told = f"Memory ran out in step {step} on one example: going on with activations computed twice (slower by a third)."
+        self.teller.notice(step, told)
+        return True
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm before clipping; a step whose gradients are not finite is not taken."""
@@ -227,17 +296,62 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the validation rows, answer a few of them, and tell. Given up when the training is asked to stop."""
         self.control.should_evaluate = False
+        if ranks.rank() > 0:
+            return ranks.agreed({})
+        return ranks.agreed(self._validate())
+
+    def _validate(self) -> dict[str, float]:
         found = held_out(self.model, self.validation, self.pad_id, self.budget, lambda: self.watch.signalled)
         if found is None:
             return {}
         questions, tokenizer = self.ask
-        answers = answer(self.model, tokenizer, questions) if not self.watch.signalled else []
+        answers = [] if self.watch.signalled else (stream if is_watched() else answer)(self.model, tokenizer, questions)
         samples = [
             {"prompt": asked.shown[:SHOWN], "answer": said[:SHOWN]}
             for asked, said in zip(questions, answers, strict=False)
         ]
         self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples)
         return {"eval_loss": found.loss}
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate, keep the weights if they are the best so far, and stop if they have not been for long enough."""
+        found: dict[str, float] = super()._evaluate(*args, **kwargs)
+        if self.patience is None or "eval_loss" not in found:
+            return found
+        step = self.state.global_step
+        if self.patience.see(step, found["eval_loss"]):
+            with self.folder.making(BEST) as beside:
+                self.write(self.model, beside)
+        elif self.patience.is_over() and step < self.state.max_steps:
+            best = self.patience.best()
+            told = f"The validation loss has not fallen since step {best[0] if best else 0}: the training ends after step {step}."
+            self.teller.notice(step, told)
+            self.control.should_save = self.control.should_training_stop = True
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint's weights, and the best ones so far beside them."""
+        super()._save(output_dir, state_dict)
+        if output_dir is not None and (self.folder.path / BEST).is_dir():
+            shutil.copytree(self.folder.path / BEST, Path(output_dir) / BEST, dirs_exist_ok=True)
+
+    def _take_best(self, patience: Patience) -> None:
+        """Let the model have the weights of its best validation."""
+        best, newest = patience.best(), next(reversed(self.folder.checkpoints()), None)
+        places = [self.folder.path / BEST, *([newest / BEST] if newest else [])]
+        kept = next((place for place in places if place.is_dir()), None)
+        if best is None or kept is None or best[0] == self.state.global_step:
+            return
+        self._load_from_checkpoint(str(kept))
+        for line in history.lineage(self.folder.lines()):
+            if line["event"] == "evaluation" and line["step"] == best[0]:
+                self.teller.valid_loss, self.teller.valid_accuracy = (
+                    line["valid_loss"],
+                    line["valid_mean_token_accuracy"],
+                )
+        self.teller.notice(
+            best[0], f"The result is that of step {best[0]}, with the lowest validation loss: {best[1]:.4f}."
+        )
 
     def tokens_after(self, step: int) -> int:
         """Trained tokens of the first `step` steps."""

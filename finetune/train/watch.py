@@ -15,6 +15,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.train.folder import TrainFolder
+from finetune.train.ranks import agreed
 
 Reason = Literal["paused", "interrupted", "max_runtime_exceeded"]
 
@@ -37,7 +38,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Stop after this step if there is a reason to, with a checkpoint. The last step ends the training anyway."""
-        if state.global_step < state.max_steps and (reason := self._why()) is not None:
+        if state.global_step < state.max_steps and (reason := agreed(self._why())) is not None:
             self.reason = reason
             control.should_save = True
             control.should_evaluate = False
