@@ -259,9 +259,7 @@ class JobSpec(Spec):
         return self
 
 
-NOT_YET: tuple[tuple[str, Any, str], ...] = (
-    ("hyperparameters.packing", True, "packing"),
-)
+NOT_YET: tuple[tuple[str, Any, str], ...] = (("hyperparameters.packing", True, "packing"),)
 """Values the schema knows and this version refuses: field, value, what it would be."""
 
 
