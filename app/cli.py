@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from app.adapters.cli import adapters
 from app.jobs.cli import jobs
 from app.projects.cli import keys, projects
 from app.settings import get_settings
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 main.add_command(jobs)
+main.add_command(adapters)
 main.add_command(webhooks)
 main.add_command(projects)
 main.add_command(keys)

@@ -20,7 +20,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app import documentation, handlers, health, telemetry
-from app.adapters import routes as adapters
+from app.adapters import named as adapters
+from app.adapters import routes as models
 from app.db import Database
 from app.events import routes as events
 from app.events.hub import Hub
@@ -84,7 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.rates = Rates(settings)
     app.state.redactor = Redactor.of(settings)
-    main = (jobs, actions, log_routes, events, files, upload_routes, adapters, inference, responses)
+    main = (jobs, actions, log_routes, events, files, upload_routes, models, adapters, inference, responses)
     for room in (*main, webhooks, webhook_deliveries, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)

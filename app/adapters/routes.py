@@ -1,4 +1,4 @@
-"""/v1/models: the bases of the models file and every fine-tuned model. /v1/adapters: names and their versions."""
+"""/v1/models: the bases of the models file and every fine-tuned model. /v1/adapters: see named.py."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.adapters import bases, service
-from app.adapters.schemas import Adapter, AdapterPage, Model, ModelDeleted, ModelList
+from app.adapters import bases, removal, service
+from app.adapters.named import Force, after_removal
+from app.adapters.schemas import Model, ModelDeleted, ModelList
 from app.auth import Caller, Reader, Writer
-from app.db import Session
+from app.db import Database, Session
 from app.errors import BadRequest, NotFound
 from app.models import AdapterVersion
-from app.pages import page
 from app.settings import Settings
 from finetune.config import nearest
 
@@ -42,27 +42,21 @@ async def get_model(model: str, request: Request, caller: Reader, db: Session) -
 @router.delete(
     "/models/{model:path}", summary="Delete a fine-tuned model", response_model=ModelDeleted, tags=["Models"]
 )
-async def delete_model(model: str, request: Request, caller: Writer, db: Session) -> ModelDeleted:
-    """Forget a fine-tuned model. Its files stay where they are on S3; if it was promoted, the newest version left is."""
+async def delete_model(model: str, request: Request, caller: Writer, force: Force = False) -> ModelDeleted:
+    """Forget a fine-tuned model. A job's result stays where it is on S3. One that is promoted is kept unless `force` is true."""
     if any(base.id == model for base in _bases(request)):
         raise BadRequest(
             f"{model} is a base of the models file; only ft: models can be deleted.", code="unsupported_operation"
         )
-    if not await service.delete_version(db, caller.project_id, model):
-        raise _unknown(model, request)
+    database: Database = request.app.state.database
+    async with database.transaction() as db:
+        version = await service.find_version(db, caller.project_id, model)
+        if version is None:
+            raise _unknown(model, request)
+        name = await service.name_of(db, version)
+        prefixes = await removal.version(db, caller, version, force=force)
+    await after_removal(request, caller.project_id, name, prefixes)
     return ModelDeleted(id=model)
-
-
-@router.get("/adapters", summary="List adapters", response_model=AdapterPage, tags=["Adapters"])
-async def list_adapters(caller: Reader, db: Session) -> Any:
-    """The project's named adapters, each with its versions."""
-    return page([Adapter.of(row, found) for row, found in await service.listed(db, caller.project_id)], False)
-
-
-@router.get("/adapters/{name}", summary="Get an adapter", response_model=Adapter, tags=["Adapters"])
-async def get_adapter(name: str, caller: Reader, db: Session) -> Adapter:
-    """One adapter with its versions, newest first."""
-    return Adapter.of(*await service.find(db, caller.project_id, name))
 
 
 def _bases(request: Request) -> list[Model]:

@@ -1,6 +1,6 @@
 """The registry: a name → its versions, one of them promoted. A version is registered in the transaction that ends its job.
 
-May touch adapters and adapter_versions, and records events of the job; knows no S3 and no HTTP.
+May touch adapters, adapter_versions and promotions, and records events of the job; knows no S3 and no HTTP.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ import re
 import unicodedata
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.adapters import history
+from app.adapters.history import Actor
 from app.errors import NotFound
 from app.events import service as events
 from app.models import Adapter, AdapterVersion, Job, Project, new_id
 from app.webhooks import outbox
+from finetune.config import nearest
 
 MAX_NAME = 64
+NAMED = 20
+"""Versions named in an error, the newest."""
+NAMES_CONSIDERED = 500
+"""Adapters, the newest, among which a near name is looked for."""
 WHOLE = "model/"
 """The folder of a model of all weights, below its job's prefix."""
+NO_GATE = "compared with nothing, as no gate was set"
 
 
 def slug(text: str) -> str | None:
@@ -59,13 +67,13 @@ async def register_version(
         manifest_sha256: Of the manifest's bytes.
         metrics: Of training and evaluation.
     """
-    made = (await db.execute(select(AdapterVersion).where(AdapterVersion.job_id == job.id))).scalar_one_or_none()
-    if made is not None:
-        return made
+    known = (await db.execute(select(AdapterVersion).where(AdapterVersion.job_id == job.id))).scalar_one_or_none()
+    if known is not None:
+        return known
     project = await db.get_one(Project, job.project_id)
     whole = base.get("location") == f"{uri}{WHOLE}"
     name = None if whole else adapter_name(job)
-    adapter = await _locked(db, job.project_id, name) if name else None
+    adapter = await made(db, job.project_id, name) if name else None
     version = AdapterVersion(
         id=new_id("adv_"),
         project_id=job.project_id,
@@ -80,26 +88,63 @@ async def register_version(
     )
     db.add(version)
     if adapter is not None:
-        adapter.last_version = adapter.promoted_version = adapter.last_version + 1
+        adapter.last_version += 1
         await db.flush()
+        await history.record(db, adapter, version.version, "job", Actor(job_id=job.id), NO_GATE)
         event = await events.record(
             db,
             job,
             f"Version {version.version} of adapter {adapter.name} is promoted; it was compared with nothing, as no gate was set",
             data={"adapter": adapter.name, "version": version.version},
         )
-        promoted = {"name": adapter.name, "version": version.version, "model": version.model, "uri": uri}
-        await outbox.owe(db, job, "adapter.promoted", event, {"adapter": promoted})
+        await outbox.owe(db, job, "adapter.promoted", event, {"adapter": as_told(adapter, version)})
     await db.flush()
     return version
 
 
-async def _locked(db: AsyncSession, project_id: str, name: str) -> Adapter:
-    """The adapter of a name, made if need be; its row lock keeps version numbers apart."""
-    made = insert(Adapter).values(id=new_id("adapter_"), project_id=project_id, name=name)
-    await db.execute(made.on_conflict_do_nothing(index_elements=["project_id", "name"]))
+async def made(db: AsyncSession, project_id: str, name: str) -> Adapter:
+    """The adapter of a name, made if need be; its row lock keeps version numbers apart. A deleted one's are not given again."""
+    new = insert(Adapter).values(id=new_id("adapter_"), project_id=project_id, name=name)
+    await db.execute(new.on_conflict_do_nothing(index_elements=["project_id", "name"]))
+    adapter = await lock(db, project_id, name)
+    if adapter.last_version == 0 and (before := await history.newest(db, project_id, name)):
+        adapter.last_version = before.last_version
+    return adapter
+
+
+async def lock(db: AsyncSession, project_id: str, name: str) -> Adapter:
+    """The adapter of a name, with its row lock.
+
+    Raises:
+        NotFound: `adapter_not_found`.
+    """
     found = select(Adapter).where(Adapter.project_id == project_id, Adapter.name == name).with_for_update()
-    return (await db.execute(found.execution_options(populate_existing=True))).scalar_one()
+    adapter = (await db.execute(found.execution_options(populate_existing=True))).scalar_one_or_none()
+    if adapter is None:
+        raise await _unknown(db, project_id, name)
+    return adapter
+
+
+async def version_of(db: AsyncSession, adapter: Adapter, number: int) -> AdapterVersion:
+    """A version by its number.
+
+    Raises:
+        NotFound: `version_not_found`, naming those there are.
+    """
+    mine = AdapterVersion.adapter_id == adapter.id
+    found = select(AdapterVersion).where(mine, AdapterVersion.version == number)
+    row = (await db.execute(found)).scalar_one_or_none()
+    if row is None:
+        newest = select(AdapterVersion.version).where(mine).order_by(AdapterVersion.version.desc()).limit(NAMED)
+        there = ", ".join(map(str, (await db.execute(newest)).scalars())) or "none"
+        message = f"The adapter {adapter.name} has no version {number}; there are: {there}."
+        raise NotFound(message, code="version_not_found", param="version")
+    return row
+
+
+def as_told(adapter: Adapter, version: AdapterVersion) -> dict[str, Any]:
+    """What events say of a promoted version."""
+    return {"name": adapter.name, "version": version.version, "model": version.model, "uri": version.uri}
 
 
 async def versions(db: AsyncSession, project_id: str) -> list[AdapterVersion]:
@@ -126,22 +171,16 @@ async def of_jobs(db: AsyncSession, job_ids: list[str]) -> dict[str, tuple[str, 
     return {str(job): (name, int(version or 0), version == promoted) for job, name, version, promoted in rows}
 
 
-async def delete_version(db: AsyncSession, project_id: str, model: str) -> bool:
-    """Forget the version of an `ft:` id; its objects stay on S3. If it was promoted, the newest one left is.
+async def name_of(db: AsyncSession, version: AdapterVersion) -> str | None:
+    """The adapter's name of a version; None if it has none."""
+    return (await db.execute(select(Adapter.name).where(Adapter.id == version.adapter_id))).scalar_one_or_none()
 
-    Returns:
-        False if there is none.
-    """
-    version = await find_version(db, project_id, model)
-    if version is None:
-        return False
-    adapter = await db.get(Adapter, version.adapter_id, with_for_update=True) if version.adapter_id else None
-    await db.delete(version)
-    await db.flush()
-    if adapter is not None and adapter.promoted_version == version.version:
-        left = select(func.max(AdapterVersion.version)).where(AdapterVersion.adapter_id == adapter.id)
-        adapter.promoted_version = (await db.execute(left)).scalar_one()
-    return True
+
+async def project_of(db: AsyncSession, job_id: str) -> str | None:
+    """Whose a job's version is."""
+    return (
+        await db.execute(select(AdapterVersion.project_id).where(AdapterVersion.job_id == job_id))
+    ).scalar_one_or_none()
 
 
 async def listed(db: AsyncSession, project_id: str) -> list[tuple[Adapter, list[AdapterVersion]]]:
@@ -157,12 +196,28 @@ async def find(db: AsyncSession, project_id: str, name: str) -> tuple[Adapter, l
     """An adapter and its versions, newest first.
 
     Raises:
-        NotFound: `adapter_not_found`.
+        NotFound: `adapter_not_found`, naming a near one if there is one.
     """
-    adapter = (
-        await db.execute(select(Adapter).where(Adapter.project_id == project_id, Adapter.name == name))
-    ).scalar_one_or_none()
-    if adapter is None:
-        raise NotFound(f"There is no adapter {name!r}.", code="adapter_not_found")
+    adapter = await get(db, project_id, name)
     query = select(AdapterVersion).where(AdapterVersion.adapter_id == adapter.id)
     return adapter, list((await db.execute(query.order_by(AdapterVersion.version.desc()))).scalars())
+
+
+async def get(db: AsyncSession, project_id: str, name: str) -> Adapter:
+    """An adapter.
+
+    Raises:
+        NotFound: `adapter_not_found`, naming a near one if there is one.
+    """
+    mine = (Adapter.project_id == project_id, Adapter.name == name)
+    adapter = (await db.execute(select(Adapter).where(*mine))).scalar_one_or_none()
+    if adapter is None:
+        raise await _unknown(db, project_id, name)
+    return adapter
+
+
+async def _unknown(db: AsyncSession, project_id: str, name: str) -> NotFound:
+    mine = select(Adapter.name).where(Adapter.project_id == project_id).order_by(Adapter.created_at.desc())
+    near = nearest(name, list((await db.execute(mine.limit(NAMES_CONSIDERED))).scalars()))
+    hint = f"Did you mean {near!r}?" if near else "GET /v1/adapters lists what there is."
+    return NotFound(f"There is no adapter {name!r}. {hint}", code="adapter_not_found")

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 from sqlalchemy import select, update
 
+from app.adapters import pointer
 from app.doctor.finding import Finding, Patient
 from app.events import service as events
 from app.files.storage import connect
 from app.jobs import lifecycle
-from app.models import AdapterVersion, File
+from app.models import Adapter, AdapterVersion, File
 from app.worker import objects
 from finetune.exit_codes import StepError
+from finetune.model.peft_folder import vouched
 from finetune.s3 import CHUNK, errors, head, split
-from finetune.steps import Manifest
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -71,7 +72,7 @@ def problem_of(s3: S3Client, version: AdapterVersion, *, quick: bool) -> str | N
         content = objects.read(s3, f"{prefix}manifest.json")
         if hashlib.sha256(content).hexdigest() != version.manifest_sha256:
             return f"{prefix}manifest.json is not the one that was registered."
-        for file in Manifest.model_validate_json(content).files:
+        for file in vouched(content).files:
             if head(s3, prefix + file.path).size != file.size or not (
                 quick or _sha256(s3, prefix + file.path) == file.sha256
             ):
@@ -102,6 +103,25 @@ async def _mark(patient: Patient, version: AdapterVersion, problem: str | None) 
             job = await lifecycle.lock(db, version.job_id)
             told = f"The model cannot be served: {problem}" if problem else "The model can be served again."
             await events.record(db, job, told, level="error" if problem else "info")
+
+
+async def pointers(patient: Patient) -> list[Finding]:
+    """Pointers on S3 that say something else than what an adapter's name answers with. One that was never written is written."""
+    async with patient.database.transaction() as db:
+        adapters = (await db.execute(select(Adapter).order_by(Adapter.project_id, Adapter.name))).scalars().all()
+        wanted = [(row, await pointer.content(db, row)) for row in adapters]
+    findings = []
+    for row, content in wanted:
+        uri = pointer.address(patient.settings, row.project_id, row.name)
+        found = await asyncio.to_thread(pointer.read, patient.settings, uri)
+        if found == content or (not found and not patient.repair):
+            continue
+        if patient.repair:
+            await pointer.write(patient.database, patient.settings, row.project_id, row.name)
+        done = "It is written anew." if patient.repair else None
+        if found:
+            findings.append(Finding(f"adapter {row.name}", f"{uri} names another version.", repaired=done))
+    return findings
 
 
 async def files(patient: Patient) -> list[Finding]:

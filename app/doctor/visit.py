@@ -21,6 +21,7 @@ CHECKS = (
     restored.results,
     processes.lost_runs,
     results.versions,
+    results.pointers,
     results.files,
     restored.uploads,
     rows.callbacks,

@@ -31,35 +31,55 @@ async def owe(db: AsyncSession, job: Job, type: str, event: Event, more: dict[st
     targets: list[tuple[str, str | None]] = []
     if job.callback_url and (type in event_types.DEFAULT or type in (job.callback_events or [])):
         targets.append((job.callback_url, None))
+    targets += await _endpoints(db, job.project_id, type)
+    if not targets:
+        return
+    fact = {"project_id": job.project_id, "job_id": job.id, "seq": event.seq, "type": type}
+    await _write(db, targets, fact, _essentials(job) | (more or {}))
+
+
+async def tell(db: AsyncSession, project_id: str, type: str, data: dict[str, Any]) -> None:
+    """Owe an event that no job made to every endpoint of a project that asked for it. The caller sees that it is told once.
+
+    Args:
+        db: The transaction of the fact.
+        data: The body's `data`.
+    """
+    if targets := await _endpoints(db, project_id, type):
+        await _write(db, targets, {"project_id": project_id, "type": type}, data)
+
+
+async def _endpoints(db: AsyncSession, project_id: str, type: str) -> list[tuple[str, str | None]]:
     endpoints = await db.execute(
         select(WebhookEndpoint).where(
-            WebhookEndpoint.project_id == job.project_id,
+            WebhookEndpoint.project_id == project_id,
             WebhookEndpoint.disabled_at.is_(None),
             WebhookEndpoint.deleted_at.is_(None),
         )
     )
-    targets += [(endpoint.url, endpoint.id) for endpoint in endpoints.scalars() if type in endpoint.event_types]
-    if not targets:
-        return
+    return [(endpoint.url, endpoint.id) for endpoint in endpoints.scalars() if type in endpoint.event_types]
+
+
+async def _write(
+    db: AsyncSession, targets: list[tuple[str, str | None]], fact: dict[str, Any], data: dict[str, Any]
+) -> None:
     at: datetime = (await db.execute(select(func.clock_timestamp()))).scalar_one()
     for url, endpoint_id in targets:
         event_id = new_id("evt_")
         db.add(
             WebhookDelivery(
                 id=new_id("whd_"),
-                project_id=job.project_id,
-                job_id=job.id,
-                seq=event.seq,
                 endpoint_id=endpoint_id,
                 event_id=event_id,
-                type=type,
                 url=url,
                 host=host_of(url),
-                body=body_of(event_id, type, at, _essentials(job) | (more or {})),
+                body=body_of(event_id, fact["type"], at, data),
+                **fact,
             )
         )
     await db.flush()
-    await db.execute(text("select pg_notify('llamaflow_deliveries', :id)"), {"id": job.id})
+    woken = str(fact.get("job_id") or fact["project_id"])
+    await db.execute(text("select pg_notify('llamaflow_deliveries', :id)"), {"id": woken})
 
 
 def body_of(event_id: str, type: str, at: datetime, data: dict[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.adapters import pointer
 from app.adapters.service import WHOLE, register_version
 from app.events import service as events
 from app.files.storage import connect
@@ -69,6 +70,7 @@ async def succeed(context: Context, hand: Hand, job: Job, run: Run, record: Exit
     if remote.is_remote(context.settings, run.profile):
         await _remove(context, hand, remote.mirror_prefix(job))
     await insist(lambda: _succeeded(context, hand, run, product, record))
+    await pointer.write_of_job(context.database, context.settings, hand.job_id)
 
 
 async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, record: ExitRecord) -> None:

@@ -21,22 +21,8 @@ from finetune import environment, s3
 from finetune.exit_codes import StepError
 from finetune.inference.request import AdapterSource
 from finetune.model import cache, prune
+from finetune.model.peft_folder import CONFIG, TEMPLATE, WEIGHTS, Imported, lora_fields, vouched
 from finetune.steps import S3, Base, Manifest
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-TEMPLATE = "chat_template.jinja"
-
-LORA_FIELDS = (
-    "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "use_dora",
-    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-)  # fmt: skip
-"""What is taken over from adapter_config.json."""
-DESCRIPTIVE = (
-    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
-    "init_lora_weights", "lora_dropout", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying",
-)  # fmt: skip
-"""What does not bear on the answers: nobody here reads it."""
 
 Client = s3.S3Client | None
 """None for local folders."""
@@ -50,7 +36,7 @@ class AdapterFiles:
         key: Content address: of its manifest and its place in it.
         folder: Its files; never to be written to.
         template: The chat template it was trained with; None for the base's own.
-        lora: The fields of adapter_config.json that make it (`LORA_FIELDS`).
+        lora: The fields of adapter_config.json that make it (`peft_folder.LORA_FIELDS`).
         size: Bytes of its weights.
     """
 
@@ -103,19 +89,19 @@ def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow
     return AdapterFiles(key, place, template, _lora(source, place / CONFIG), wanted[WEIGHTS].size)
 
 
-def _manifest(source: AdapterSource, client: Client) -> tuple[Manifest, str]:
+def _manifest(source: AdapterSource, client: Client) -> tuple[Manifest | Imported, str]:
     with tempfile.TemporaryDirectory(prefix="llamaflow-manifest-") as scratch:
         file = Path(scratch) / "manifest.json"
         sha256 = _copy(source.manifest_uri, file, client)
         if source.manifest_sha256 is not None and sha256 != source.manifest_sha256:
             raise _mismatch(source, f"the manifest has the sha256 {sha256}, and {source.manifest_sha256} was recorded")
         try:
-            return Manifest.model_validate_json(file.read_bytes()), sha256
+            return vouched(file.read_bytes()), sha256
         except ValidationError as problem:
             raise _mismatch(source, f"the manifest cannot be read ({problem.errors()[0]['msg']})") from None
 
 
-def _wanted(source: AdapterSource, manifest: Manifest) -> dict[str, Manifest.File]:
+def _wanted(source: AdapterSource, manifest: Manifest | Imported) -> dict[str, Manifest.File]:
     """The files to bring, by name, as the manifest lists them."""
     root = source.manifest_uri.removesuffix("manifest.json")
     if not source.uri.startswith(root):
@@ -157,15 +143,10 @@ def _lora(source: AdapterSource, path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         raise _unusable(source, f"its {CONFIG} is no JSON") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise _unusable(source, "it is no LoRA adapter")
-    if not isinstance(config.get("target_modules"), list):
-        raise _unusable(source, "target_modules is no list of names")
-    known = {*LORA_FIELDS, *DESCRIPTIVE}
-    beyond = [key for key, value in config.items() if key not in known and value not in (None, False, {}, [], "none")]
-    if beyond:
-        raise _unusable(source, f"it uses {beyond[0]}, which the engine does not know")
-    return {key: config[key] for key in LORA_FIELDS if config.get(key) is not None}
+    try:
+        return lora_fields(config)
+    except ValueError as problem:
+        raise _unusable(source, str(problem)) from None
 
 
 def _mismatch(source: AdapterSource, why: str) -> StepError:

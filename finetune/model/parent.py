@@ -16,8 +16,9 @@ from finetune.exit_codes import StepError
 from finetune.inference import adapters
 from finetune.inference.request import AdapterSource
 from finetune.model.catalog import Entry, resolve
+from finetune.model.peft_folder import vouched
 from finetune.progress import write_atomic
-from finetune.steps import S3, Base, Manifest, ModelSource, Parent
+from finetune.steps import S3, Base, ModelSource, Parent
 
 ADAPTER, MODEL = "adapter/", "model/"
 
@@ -38,7 +39,7 @@ def source(prefix: str, content: bytes, entries: Mapping[str, Entry], *, allow_p
         StepError: `manifest_mismatch`: it is no manifest; `model_not_found`: the base has no name here.
     """
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = vouched(content)
     except ValidationError as problem:
         told = f"{prefix}manifest.json is no manifest ({problem.errors()[0]['msg']})."
         raise StepError("manifest_mismatch", told, param="model") from None
