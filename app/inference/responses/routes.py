@@ -152,7 +152,7 @@ def _items(response_id: str, messages: Messages) -> list[InputItem]:
 
     number = response_id.removeprefix("resp_")
     return [
-        InputItem(id=f"msg_{number}_{at}", role=message["role"], content=[content(message)])  # type: ignore[arg-type]
+        InputItem.model_validate({"id": f"msg_{number}_{at}", "role": message["role"], "content": [content(message)]})
         for at, message in enumerate(messages)
     ]
 
