@@ -15,6 +15,7 @@ from rich.table import Table
 
 from app.client import Client, ServiceError
 from app.settings import get_settings
+from finetune.estimate.result import Estimate, sentence
 
 console = Console() if sys.stdout.isatty() else Console(width=240)
 """Ids are never cut: whoever pipes the list elsewhere gets them whole."""
@@ -65,17 +66,31 @@ def _client() -> Client:
 )
 @click.option("--callback-url", help="Where the signed callback goes.")
 @click.option("--watch/--no-watch", default=False, help="Follow the job to its end.")
-def create(body_file: Path | None, options: tuple[str, ...], watch: bool, **fields: str | None) -> None:
+@click.option("--estimate", is_flag=True, help="Only say what the job would take; nothing is created.")
+def create(body_file: Path | None, options: tuple[str, ...], watch: bool, estimate: bool, **fields: str | None) -> None:
     """Create a job and print its id."""
     body: dict[str, Any] = json.loads(body_file.read_text(encoding="utf-8")) if body_file else {}
     body |= {name: value for name, value in fields.items() if value is not None}
     for option in options:
         _put(body, option)
     client = _client()
+    if estimate:
+        _estimate(client, body)
+        return
     job = client.call("POST", "/fine_tuning/jobs", json=body)
     console.print(job["id"], highlight=False)
     if watch:
         _watch(client, job["id"])
+
+
+def _estimate(client: Client, body: dict[str, Any]) -> None:
+    found = Estimate.model_validate(client.call("POST", "/fine_tuning/jobs/estimate", json=body))
+    if found.error is not None:
+        raise click.ClickException(found.error.message)
+    for warning in found.warnings:
+        click.echo(warning, err=True)
+    steps = " to ".join(f"{bound:,}" for bound in sorted(set(found.total_steps or ())))
+    console.print(f"{steps} steps. {sentence(found)}.", highlight=False)
 
 
 def _put(body: dict[str, Any], option: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 
 from app.db import Database
-from tests.app.conftest import Service
+from tests.app.conftest import BUCKET, DATASET, MODEL, Service
 from tests.app.jobs.factory import create, move, own
 
 pytestmark = pytest.mark.db
@@ -46,6 +46,21 @@ async def test_what_is_done_and_what_is_only_asked_for_yet_is_said(
     assert said == [f"{waiting}: paused\n", f"{waiting}: queued\n", f"{waiting}: cancelled\n"]
     said = [(await llamaflow(action, running))[1] for action in ("pause", "cancel")]
     assert said == [f"{running}: running, pause requested\n", f"{running}: running, cancel requested\n"]
+
+
+async def test_what_a_job_would_take_is_said_and_nothing_is_created(
+    client: OpenAI, service: Service, llamaflow: Commands
+) -> None:
+    before = client.fine_tuning.jobs.list(limit=1).data
+    asked = ("create", "--model", MODEL, "--set", "hyperparameters.n_epochs=2", "--set", "hyperparameters.batch_size=4")
+    status, said = await llamaflow(*asked, "--training-file", DATASET, "--estimate")
+    assert status == 0
+    assert said.startswith("6 steps. Expected: ")
+    service.s3.put_object(Bucket=BUCKET, Key="estimate/broken.jsonl", Body=b"no json\n")
+    status, said = await llamaflow(*asked, "--training-file", f"s3://{BUCKET}/estimate/broken.jsonl", "--estimate")
+    assert status == 1
+    assert "line 1: not JSON" in said
+    assert client.fine_tuning.jobs.list(limit=1).data == before
 
 
 async def test_a_failed_job_is_retried_by_a_new_one_and_no_other_is(
