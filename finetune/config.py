@@ -291,6 +291,11 @@ def unsupported(spec: JobSpec) -> tuple[str, str] | None:
             "hyperparameters.early_stopping_patience",
             "hyperparameters.early_stopping_patience needs held-out rows: give validation_file or data.validation_split.",
         )
+    if spec.hyperparameters.early_stopping_patience is not None and spec.execution.backend not in ("auto", "own"):
+        return (
+            "hyperparameters.early_stopping_patience",
+            f"execution.backend={spec.execution.backend!r} does not stop early. Leave one of the two out.",
+        )
     for one, value, other, against, out in NOT_TOGETHER:
         if _at(spec, one) == value and _at(spec, other) == against:
             return other, f"{other}={against!r} does not go with {one}={value!r}: {out}."

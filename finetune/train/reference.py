@@ -68,6 +68,13 @@ class ReferenceTrainer(Keeping, SFTTrainer):  # type: ignore[misc]
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train to the end, and tell nothing more."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.teller.close()
+
     def tokens_after(self, step: int) -> int:
         """Trained tokens of the first `step` steps, were they spread evenly: the order is TRL's."""
         done = step / self.resolved.total_steps * self.resolved.n_epochs

@@ -41,6 +41,17 @@ def refusal(folder: Path, content: Any) -> dict[str, Any]:
             "unsupported_operation",
             "for method.type 'dpo' alone",
         ),
+        (
+            {
+                "model": "m",
+                "training_file": "t",
+                "data": {"validation_split": 0.2},
+                "hyperparameters": {"early_stopping_patience": 2},
+                "execution": {"backend": "trl"},
+            },
+            "unsupported_operation",
+            "does not stop early",
+        ),
         ({"model": "m", "training_file": "t.jsonl"}, "file_not_found", "there is no file"),
     ],
 )
