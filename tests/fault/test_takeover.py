@@ -70,7 +70,7 @@ async def test_a_cluster_run_goes_over_to_another_machine_that_shares_the_disk_w
 async def test_a_run_in_another_pid_namespace_is_left_alone_until_its_machine_was_silent_for_long(
     stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
 ) -> None:
-    stub_tasks(seconds="30")
+    stub_tasks(seconds="120")
     pid_file = tmp_path / "pid"
     stored.settings = stored.settings.model_copy(update={"host_lost_after": 25.0})
     first = workers(within=(*NAMESPACE, *KEPT), env={"PID_FILE": str(pid_file)})
@@ -93,7 +93,7 @@ async def test_a_run_in_another_pid_namespace_is_left_alone_until_its_machine_wa
 async def test_a_run_of_another_machine_is_left_alone_until_that_was_silent_for_long(
     stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
 ) -> None:
-    stub_tasks(seconds="20")
+    stub_tasks(seconds="120")
     stored.settings = stored.settings.model_copy(update={"host_lost_after": 25.0})
     first = workers(**machine(tmp_path, "one"))
     job_id = await begin(stored, receiver)
@@ -105,6 +105,7 @@ async def test_a_run_of_another_machine_is_left_alone_until_that_was_silent_for_
     await asyncio.to_thread(first.wait)
     await until(lambda: _second(stored), 180)
     assert time.monotonic() - silent > 24
+    stub_tasks(seconds="1")
     await audit(stored, job_id, receiver=receiver)
     assert [host for host, _ in await runs(stored)] == ["one", "two"]
 
