@@ -47,7 +47,9 @@ def gather(tasks: Sequence[Task], tokenizer: TextTokenizer, count: int) -> list[
     watched, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(watched,))
     try:
-        return list(pool.map(_make, tasks))
+        made = pool.map(_make, tasks)
+        pool.submit(int)  # the death of the process started last is seen only from the next submission on
+        return list(made)
     except BrokenProcessPool:
         told = "A process that tokenises the dataset was killed, most likely for want of memory. Give the step more."
         raise StepError("out_of_memory", told) from None
