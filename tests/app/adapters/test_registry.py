@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 import pytest
-from openai import NotFoundError, OpenAI
+from openai import ConflictError, NotFoundError, OpenAI
 
 from app.adapters.service import register_version, slug
 from app.db import Database
@@ -80,18 +80,23 @@ async def test_models_are_bases_and_fine_tuned_ones_found_by_their_whole_id(
     assert raw.json()["id"] == name
 
 
-async def test_a_deleted_model_is_gone_and_the_newest_left_is_promoted(
+async def test_a_promoted_model_is_deleted_only_when_it_is_said_twice(
     client: OpenAI, http: httpx.Client, db: Database
 ) -> None:
     jobs = [create(client, suffix="deleted") for _ in range(2)]
     for job_id in jobs:
         await move(db, job_id, "succeeded")
     first, second = (client.fine_tuning.jobs.retrieve(job_id).fine_tuned_model or "" for job_id in jobs)
-    assert client.models.delete(second).deleted
-    with pytest.raises(NotFoundError):
-        client.models.retrieve(second)
+    with pytest.raises(ConflictError) as refused:
+        client.models.delete(second)
+    assert refused.value.code == "version_promoted"
+    assert client.models.delete(first).deleted
+    assert client.models.delete(second, extra_query={"force": "true"}).deleted
+    for gone in (first, second):
+        with pytest.raises(NotFoundError):
+            client.models.retrieve(gone)
     adapter = await asyncio.to_thread(lambda: http.get("/v1/adapters/deleted").json())
-    assert (adapter["promoted_version"], [version["model"] for version in adapter["versions"]]) == (1, [first])
+    assert (adapter["promoted_version"], adapter["versions"]) == (None, [])
 
 
 def test_a_base_cannot_be_deleted(http: httpx.Client) -> None:
