@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=40)
     parser.add_argument("--threads", type=int, default=environment.threads() or os.cpu_count() or 1)
     parser.add_argument("--work", type=Path, help="a folder to go on in; left out: a new one, removed at the end")
+    parser.add_argument("--model", default=train_data.MODEL, help="a name of the models file, or a folder (absolute)")
     parser.add_argument("--cache", type=Path, default=Path(".llamaflow/cache"), help="where bases are kept")
     parser.add_argument("--only", nargs="+", choices=list(TITLES), help="ours is always run")
     given = parser.parse_args()
@@ -161,7 +162,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         warm_up()
         inputs = train_data.prepared(
-            work / f"data-{examples}", given.cache.absolute(), examples, train_contenders.BATCH
+            work / f"data-{examples}", given.cache.absolute(), given.model, examples, train_contenders.BATCH
         )
         names = [name for name in contenders() if given.only is None or name in ("ours", *given.only)]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

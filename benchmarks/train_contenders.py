@@ -149,8 +149,12 @@ def _checkpoints(config: Any) -> Any:
 
 
 def trl_default(inputs: dict[str, Path], folder: Path) -> Told:
-    """As it comes: padded to the longest of a batch, activations computed twice, bfloat16."""
-    return trl(inputs, folder)
+    """As it comes: padded to the longest of a batch, activations computed twice, bfloat16.
+
+    Where bfloat16 is only emulated it gets float32: with its default it would take more than ten times as long.
+    """
+    _, kind = where_and_kind()
+    return trl(inputs, folder, **({} if kind == "bfloat16" else {"bf16": False}))
 
 
 def trl_packed(inputs: dict[str, Path], folder: Path) -> Told:

@@ -51,18 +51,19 @@ def chats(count: int) -> list[dict[str, Any]]:
     return [chat() for _ in range(count)]
 
 
-def prepared(folder: Path, cache: Path, count: int, batch: int) -> dict[str, Path]:
-    """Prepare the chats for the model.
+def prepared(folder: Path, cache: Path, model: str, count: int, batch: int) -> dict[str, Path]:
+    """Prepare the chats for a model.
 
     Args:
         folder: Gets data/, base.json and prepared/.
         cache: Where the base is, or is brought to.
+        model: Its name in the models file, or a folder.
         count: Chats; a multiple of `batch`.
         batch: Of them an optimiser step.
     Returns:
         The inputs of FINE_TUNE.
     """
-    source = catalog.resolve(MODEL, catalog.load())
+    source = catalog.resolve(model, catalog.load(), allow_path=True)
     base, info, _ = fetch.obtain(source, S3(), cache)
     (folder / "data/train").mkdir(parents=True, exist_ok=True)
     (folder / "data/validation").mkdir(exist_ok=True)
