@@ -111,7 +111,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         ))  # fmt: skip
     yield {
         "job_id": job, "file_id": file, "model": model, "name": "alphas-own", "endpoint_id": endpoint,
-        "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response, "upload_id": upload,
+        "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response, "upload_id": upload, "version": str(NUMBER),
     }  # fmt: skip
 
 
