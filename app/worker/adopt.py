@@ -73,32 +73,33 @@ async def assess(context: Context, hand: Hand) -> Situation | None:
 
 async def _assess(context: Context, hand: Hand) -> Situation | None:
     async with context.database.transaction() as db:
-        situation = await _situation(db, hand)
+        situation = await _situation(db, context, hand)
     hand.told = True  # not before the commit: what was rolled back is to be recorded again
     return situation
 
 
-async def _situation(db: AsyncSession, hand: Hand) -> Situation | None:
+async def _situation(db: AsyncSession, context: Context, hand: Hand) -> Situation | None:
     job = await lifecycle.lock(db, hand.job_id, fence=hand.fence)
     if job.status not in (Status.QUEUED, Status.RUNNING):
         return None
     run = await last_run(db, job.id)
     if job.cancel_requested_at is not None:
         return Cancel(job, run)
-    if await _is_hopeless(db, hand, job, run):
+    if await _is_hopeless(db, context, hand, job, run):
         return None
     if run is None or run.finished_at is not None:
         return Launch(job, run) if job.pause_requested_at is None else Pause(job)
     return Follow(job, run)
 
 
-async def _is_hopeless(db: AsyncSession, hand: Hand, job: Job, run: Run | None) -> bool:
+async def _is_hopeless(db: AsyncSession, context: Context, hand: Hand, job: Job, run: Run | None) -> bool:
     """Record a takeover, once a claim; whether the job failed for being lost again and again, with nothing left running."""
     if hand.told or hand.claim.previous is None:
         return False
     again = await deaths.record(db, job, TAKEN_OVER)
     if not again or (run is not None and run.finished_at is None):
         return False  # a run that goes on is followed: its own end decides
+    await settle.forget_keys(context, hand)
     await lifecycle.failed(db, job, deaths.crash_loop(), fence=hand.fence)
     return True
 

@@ -14,7 +14,7 @@ from app.db import is_outage
 from app.jobs import lifecycle
 from app.jobs.lifecycle import FenceLost
 from app.models import FINAL
-from app.worker import deaths, presence, run, validate
+from app.worker import deaths, presence, run, settle, validate
 from app.worker import folder as folders
 from app.worker.claim import Claim, Claimant, claim_run, claim_validation, release, renew
 from app.worker.context import Context, Hand
@@ -210,6 +210,7 @@ class Pool:
                 if job.status in FINAL or job.cancel_requested_at is not None:
                     return
                 if await deaths.record(db, job, STUMBLED):
+                    await settle.forget_keys(self._context, hand)
                     await lifecycle.failed(db, job, deaths.crash_loop(), fence=hand.fence)
 
         await asyncio.sleep(STUMBLE_SECONDS)

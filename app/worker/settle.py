@@ -85,8 +85,17 @@ async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, r
         await close(db, run, record)
         await keep(db, job, product)
         await measured.keep(db, job, product.manifest, run.profile, context.settings)
+        await forget_keys(context, hand)
         await lifecycle.succeeded(db, job, fence=hand.fence)
-    folders.forget_credentials(folders.of(context.settings, hand.job_id))
+
+
+async def forget_keys(context: Context, hand: Hand) -> None:
+    """Remove the job's keys: nothing of it will run again.
+
+    To be called under the job's lock, before the commit that ends it: after that commit nobody may be left who would, and
+    without the lock the job may be another worker's.
+    """
+    await asyncio.to_thread(folders.forget_credentials, folders.of(context.settings, hand.job_id))
 
 
 async def keep(db: AsyncSession, job: Job, product: Product) -> None:
@@ -160,10 +169,10 @@ async def fail(
                 return
             if (last := run or await last_run(db, job.id)) is not None:
                 await close(db, last, record)
+            await forget_keys(context, hand)
             await lifecycle.failed(db, job, error, fence=hand.fence)
 
     await insist(once)
-    folders.forget_credentials(folders.of(context.settings, hand.job_id))
 
 
 async def pause(context: Context, hand: Hand, run: Run | None, record: ExitRecord | None = None) -> None:
@@ -176,11 +185,11 @@ async def pause(context: Context, hand: Hand, run: Run | None, record: ExitRecor
                 return
             if run is not None:
                 await close(db, run, record)
+            await forget_keys(context, hand)  # the next launch writes them anew
             if job.pause_requested_at is not None:
                 await lifecycle.paused(db, job, fence=hand.fence)
 
     await insist(once)
-    folders.forget_credentials(folders.of(context.settings, hand.job_id))  # the next launch writes them anew
 
 
 async def cancel(context: Context, hand: Hand, job: Job, run: Run | None) -> None:
@@ -196,10 +205,10 @@ async def cancel(context: Context, hand: Hand, job: Job, run: Run | None) -> Non
                 return
             if run is not None:
                 await close(db, run, record)
+            await forget_keys(context, hand)
             await lifecycle.cancelled(db, locked, fence=hand.fence)
 
     await insist(once)
-    folders.forget_credentials(folders.of(context.settings, hand.job_id))
 
 
 async def _remove(context: Context, hand: Hand, prefix: str) -> None:
@@ -235,6 +244,7 @@ async def close_run(context: Context, hand: Hand, run: Run, record: ExitRecord |
             await close(db, run, record)
             if lost is None or not await deaths.record(db, job, lost):
                 return True
+            await forget_keys(context, hand)
             await lifecycle.failed(db, job, deaths.crash_loop(), fence=hand.fence)
             return False
 
