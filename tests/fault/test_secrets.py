@@ -117,7 +117,8 @@ async def answers(http: httpx.AsyncClient, job_id: str) -> bytes:
     said.append(await http.post("/v1/chat/completions", json=chat))
     said.append(await http.post(JOBS, json={"model": HUB, "training_file": "s3://llamaflow-data/none.jsonl"}))
     said.append(await http.get("/v1/files/%00"))
-    assert {answer.status_code for answer in said} == {200, 400, 503}
+    codes = {answer.status_code for answer in said}
+    assert {200, 400, 503} <= codes <= {200, 400, 404, 503}  # a stage that never began has no log
     return b"".join(answer.content + str(answer.headers).encode() for answer in said)
 
 
