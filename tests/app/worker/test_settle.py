@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import lookup
+from app.db import Database
 from app.files.storage import connect
 from app.jobs import lifecycle
-from app.models import AdapterVersion, Run, Stage, new_id
+from app.models import FINAL, AdapterVersion, Job, Run, Stage, new_id
 from app.nextflow.process import ExitRecord
 from app.worker import folder, presence, settle
 from app.worker.claim import Claim
@@ -74,6 +80,49 @@ async def test_success_is_believed_when_the_result_lies_on_s3(stored: World) -> 
     assert (version.model, version.metrics) == (job.fine_tuned_model, {"rows": 3, "loss": 0.5})
     assert [stage.status for stage in await stored.rows(Stage)] == ["aborted"]
     assert (await succeed(stored, context, hand, run)).last_seq == job.last_seq
+
+
+class Lossy:
+    """The database over a connection that is cut once, between the commit that ends a job and its answer."""
+
+    def __init__(self, database: Database, job_id: str) -> None:
+        self._database, self._job_id, self.cut = database, job_id, False
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with self._database.transaction() as db:
+            yield db
+        async with self._database.transaction() as db:
+            ended = (await db.get_one(Job, self._job_id)).status in (*FINAL, "paused")
+        if ended and not self.cut:
+            self.cut = True
+            raise OperationalError("commit", {}, ConnectionError("cut"))
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "paused"])
+async def test_no_keys_are_left_although_the_commits_answer_was_lost(stored: World, end: str) -> None:
+    context, hand, run = await finished(stored)
+    home = folder.of(stored.settings, hand.job_id)
+    home.root.mkdir(parents=True)
+    folder.write_credentials(home, stored.settings)
+    assert list(home.root.glob("*credentials"))
+    async with stored.database.transaction() as db:
+        job = await db.get_one(Job, hand.job_id)
+        job.cancel_requested_at = job.created_at if end == "cancelled" else None
+        job.pause_requested_at = job.created_at if end == "paused" else None
+    lossy = Lossy(stored.database, hand.job_id)
+    context = replace(context, database=cast("Database", lossy))
+    match end:
+        case "succeeded":
+            await settle.succeed(context, hand, job, run, WELL)
+        case "failed":
+            await settle.fail(context, hand, run, {"code": "x", "message": "x", "param": None}, WELL)
+        case "cancelled":
+            await settle.cancel(context, hand, job, run)
+        case _:
+            await settle.pause(context, hand, run, WELL)
+    assert ((await stored.get(hand.job_id)).status, lossy.cut) == (end, True)
+    assert list(home.root.glob("*credentials")) == []
 
 
 @pytest.mark.parametrize(
