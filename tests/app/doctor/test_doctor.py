@@ -199,7 +199,8 @@ async def test_a_result_of_an_unknown_job_is_registered_again_from_its_manifest(
         await succeed(clinic, job_id, tmp_path)
     known = [(row.model, row.base, row.manifest_sha256, row.version) for row in await clinic.rows(AdapterVersion)]
     was = await clinic.get(first)
-    for table in ("webhook_deliveries", "adapter_versions", "adapters", "files", "checkpoints", "events", "jobs"):
+    emptied = ("webhook_deliveries", "promotions", "adapter_versions", "adapters", "files", "checkpoints", "events")
+    for table in (*emptied, "measurements", "jobs"):
         await do(clinic, f"delete from {table}")
     report = await mended(clinic, *["the database does not know it"] * 2)
     assert all("of the project default" in str(found.repaired) for found in report.findings)
