@@ -90,7 +90,7 @@ def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, An
         found |= {"403", "409"}
     if "requestBody" in operation:
         found |= {"408", "413"}
-    if "{" in path or path.endswith(("/completions", "/webhook_secret")):
+    if "{" in path or path.endswith(("/completions", "/responses", "/webhook_secret")):
         found.add("404")
     shape = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": REFUSALS[status], "content": shape} for status in sorted(found)}

@@ -24,7 +24,7 @@ CHECKS = (
     conformance.content_type_conformance,
     conformance.response_schema_conformance,
 )
-NO_ENGINE = "/v1/chat/completions"
+NO_ENGINE = ("/v1/chat/completions", "/v1/responses")
 """Answers 503 here: no engine is set up."""
 STREAMS = {"stream", "follow"}
 """Asked for, an answer has no end of its own."""
@@ -72,7 +72,7 @@ def ask_all(asked: tuple[Any, requests.Session], examples: int) -> int:
                 return
             sent += 1
             answer = case.call(session=session, timeout=30)
-            assert answer.status_code < 500 or (answer.status_code, case.operation.path) == (503, NO_ENGINE), (
+            assert answer.status_code < 500 or (answer.status_code == 503 and case.operation.path in NO_ENGINE), (
                 answer.text
             )
             case.validate_response(answer, checks=CHECKS)
