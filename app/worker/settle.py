@@ -95,7 +95,10 @@ async def forget_keys(context: Context, hand: Hand) -> None:
     To be called under the job's lock, before the commit that ends it: after that commit nobody may be left who would, and
     without the lock the job may be another worker's.
     """
-    await asyncio.to_thread(folders.forget_credentials, folders.of(context.settings, hand.job_id))
+    try:
+        await asyncio.to_thread(folders.forget_credentials, folders.of(context.settings, hand.job_id))
+    except OSError as problem:  # a folder that cannot be had must not keep the job from its end; the sweep tries again
+        log.warning("keys_not_removed", job=hand.job_id, error=str(problem))
 
 
 async def keep(db: AsyncSession, job: Job, product: Product) -> None:
