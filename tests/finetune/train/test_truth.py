@@ -29,6 +29,7 @@ def stopped_within(process: subprocess.Popen[str], made: Bench, name: str, after
     raise AssertionError("no checkpoint was seen being written")
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_it_ends_with_the_same_bytes(
     bench: Callable[..., Bench], reaped: list[subprocess.Popen[str]]
 ) -> None:
