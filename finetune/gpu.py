@@ -23,28 +23,27 @@ def listed(dev: Path = Path("/dev")) -> list[str]:
     return [str(number) for number in sorted(int(match[1]) for match in found if match)]
 
 
-def own(names: Sequence[str], folder: Path | None = None) -> str:
+def own(names: Sequence[str]) -> str:
     """A GPU that no other step has; where all are taken, any of them. The same one each time it is asked for.
 
     Args:
         names: GPUs to choose from, by the machine's own numbers or UUIDs; at least one.
-        folder: Of the lock files; default: this machine's folder for temporary files.
     """
     for name in names:
         if name in _held:
             return name
-        if (descriptor := _lock(folder or Path(tempfile.gettempdir()), name)) is not None:
+        if (descriptor := _lock(name)) is not None:
             _held[name] = descriptor
             return name
     return names[os.getpid() % len(names)]
 
 
-def _lock(folder: Path, name: str) -> int | None:
+def _lock(name: str) -> int | None:
     """The open lock file of a GPU, if nobody holds it. A file of another user that cannot be opened counts as held."""
     safe = re.sub(r"[^A-Za-z0-9-]", "_", name)
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(folder / f"llamaflow-gpu-{safe}.lock", flags, 0o666)
+        descriptor = os.open(Path(tempfile.gettempdir()) / f"llamaflow-gpu-{safe}.lock", flags, 0o666)
     except OSError:
         return None
     try:

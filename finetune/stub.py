@@ -179,7 +179,7 @@ def _upload(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
         upload.run(step, inputs, out)
         return
     write_atomic(out / "model_s3.txt", f"model uploaded to {upload.result_prefix(step)}\n")
-    write_atomic(out / "manifest.json", upload.build_manifest(step, inputs, []).text())
+    write_atomic(out / "manifest.json", upload.build_manifest(step, inputs).text())
 
 
 def _adapter() -> dict[str, str | bytes]:

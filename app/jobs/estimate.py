@@ -99,11 +99,12 @@ def read(settings: Settings, asked: Asked, stop: threading.Event) -> Estimate:
     Raises:
         Unavailable: `s3_unavailable`.
     """
-    spec, known = asked.spec, replace(asked.known, shape=_shape(settings, asked.base) or asked.known.shape)
+    spec, folder = asked.spec, at_hand(asked.base, settings.cache)
+    known = replace(asked.known, shape=(shape.of_folder(folder) if folder else None) or asked.known.shape)
     ratios = tuple(run.bytes_a_token for run in known.runs if run.base == known.base and run.bytes_a_token)
     problem: StepError | None = None
     try:
-        reckon.require(spec, at_hand(asked.base, settings.cache))
+        reckon.require(spec, folder)
     except StepError as refused:
         problem = refused
     try:
@@ -125,12 +126,6 @@ def _sample(settings: Settings, uri: str, param: str, spec: JobSpec, stop: threa
         for pin in objects.pin(s3, uri, param)
     ]
     return sample.take(parts, spec.data, stopped=stop.is_set)
-
-
-def _shape(settings: Settings, base: ModelSource) -> shape.Shape | None:
-    """By the base's files, if they are in the cache of this machine; else None."""
-    folder = at_hand(base, settings.cache)
-    return shape.of_folder(folder) if folder is not None else None
 
 
 async def _place(db: AsyncSession, caller: Caller, named: str, param: str) -> str:

@@ -6,7 +6,7 @@ Only a project's own: what others train is not to be guessed from here. Reads an
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -98,7 +98,8 @@ async def keep(db: AsyncSession, job: Job, manifest: Manifest, profile: str, set
         settings: The price table.
     """
     result, resolved = manifest.result, manifest.resolved
-    kind = "gpu" if result.gpu_seconds > 0 else "cpu"
+    spec = JobSpec.model_validate(job.spec)
+    kind: Literal["cpu", "gpu"] = "gpu" if result.gpu_seconds > 0 else "cpu"
     row = {
         "job_id": job.id,
         "project_id": job.project_id,
@@ -106,7 +107,7 @@ async def keep(db: AsyncSession, job: Job, manifest: Manifest, profile: str, set
         "revision": manifest.base.revision,
         "parameters": manifest.base.parameters,
         "technique": resolved.technique,
-        "method": JobSpec.model_validate(job.spec).method.type,
+        "method": spec.method.type,
         "profile": profile,
         "kind": kind,
         "device": result.device if kind == "gpu" else f"cpu, {result.threads} threads",
@@ -119,12 +120,8 @@ async def keep(db: AsyncSession, job: Job, manifest: Manifest, profile: str, set
     }
     if result.seconds > 0:
         await db.execute(insert(Measurement).values(row).on_conflict_do_nothing())
-    execution = JobSpec.model_validate(job.spec).execution
-    hour = devices.price(
-        settings.prices,
-        execution,
-        Device("gpu" if kind == "gpu" else "cpu", execution.gpu_type, max(1, execution.gpus)),
-    )
+    execution = spec.execution
+    hour = devices.price(settings.prices, execution, Device(kind, execution.gpu_type, max(1, execution.gpus)))
     cost = None if hour is None else round(hour * result.seconds / 3600, 6)
     job.usage = (job.usage or {}) | {
         "estimated_cost": cost,

@@ -5,7 +5,6 @@ GPUs are counted by the driver's device files: torch is never imported, and no p
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from app.models import new_id
 from app.nextflow.shim import write_once
 from app.settings import PROJECT_ROOT, Settings
+from finetune import gpu
 
 HOST_BOUND = ("local", "docker", "podman")
 """Profiles whose tasks run on the worker's own machine, and end with it."""
@@ -61,8 +61,7 @@ def of(settings: Settings) -> Capacity:
 
 def gpus(dev: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     """NVIDIA GPUs of this machine or container: the device files given to it, else what the driver lists."""
-    files = [path for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    return len(files) or (len(list(driver.iterdir())) if driver.is_dir() else 0)
+    return len(gpu.listed(dev)) or (len(list(driver.iterdir())) if driver.is_dir() else 0)
 
 
 def identity(runs: Path) -> str | None:

@@ -37,7 +37,7 @@ from app.worker.context import Context, Hand
 from app.worker.launch import last_run
 from app.worker.outage import insist
 from finetune.exit_codes import StepError
-from finetune.model.product import revision
+from finetune.model.cache import revision
 from finetune.steps import Base, Manifest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ async def succeed(context: Context, hand: Hand, job: Job, run: Run, record: Exit
     if remote.is_remote(context.settings, run.profile):
         await _remove(context, hand, remote.mirror_prefix(job))
     await insist(lambda: _succeeded(context, hand, run, product, record))
-    await pointer.write_of_job(context.database, context.settings, hand.job_id)
+    await pointer.write_of_job(context.database, context.settings, job.project_id, hand.job_id)
 
 
 async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, record: ExitRecord) -> None:

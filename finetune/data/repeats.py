@@ -7,7 +7,7 @@ the number of examples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,12 +73,17 @@ def find(folder: Path) -> Repeats:
 def _part(stored: Stored, part: int, parts: int) -> tuple[Words, npt.NDArray[np.int64]]:
     """The digests of one part, by their first word: shape (k, 2), and their indices (k,)."""
     words, indices = [np.zeros((0, 2), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-    for begin in range(0, len(stored), 2 * BLOCK_ROWS):
-        read = stored.read(begin, begin + 2 * BLOCK_ROWS).reshape(-1, 2)
+    for begin, read in _pieces(stored):
         here = np.flatnonzero(read[:, 0] % np.uint64(parts) == part)
         words.append(read[here])
-        indices.append(here + begin // 2)
+        indices.append(here + begin)
     return np.concatenate(words), np.concatenate(indices)
+
+
+def _pieces(stored: Stored) -> Iterator[tuple[int, Words]]:
+    """All digests, shape (k, 2), some at a time, each with the index of the first."""
+    for begin in range(0, len(stored), 2 * BLOCK_ROWS):
+        yield begin // 2, stored.read(begin, begin + 2 * BLOCK_ROWS).reshape(-1, 2)
 
 
 def _compare(
@@ -157,17 +162,15 @@ def _named(side: Side, split: Split) -> Side:
 def _chosen(stored: Stored, count: int, seed: int) -> Callable[[Words, int], npt.NDArray[np.bool_]]:
     """Says of digests, shape (k, 2), that begin at an index, which are among the `count` first by hash, then by index."""
     sizes = np.zeros(BINS, dtype=np.int64)
-    for begin in range(0, len(stored), 2 * BLOCK_ROWS):
-        sizes += np.bincount(
-            _bins(_keys(stored.read(begin, begin + 2 * BLOCK_ROWS).reshape(-1, 2), seed)), minlength=BINS
-        )
+    for _, words in _pieces(stored):
+        sizes += np.bincount(_bins(_keys(words, seed)), minlength=BINS)
     edge = int(np.searchsorted(np.cumsum(sizes), count))
     keys, indices = [], []
-    for begin in range(0, len(stored), 2 * BLOCK_ROWS):
-        read = _keys(stored.read(begin, begin + 2 * BLOCK_ROWS).reshape(-1, 2), seed)
+    for begin, words in _pieces(stored):
+        read = _keys(words, seed)
         here = np.flatnonzero(_bins(read) == edge)
         keys.append(read[here])
-        indices.append(here + begin // 2)
+        indices.append(here + begin)
     order = np.lexsort((np.concatenate(indices), np.concatenate(keys)))
     at_edge = np.concatenate(indices)[order[: count - int(sizes[:edge].sum())]]
 

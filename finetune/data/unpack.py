@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ class Damaged(Exception):
     """The data cannot be unpacked; the message says why."""
 
 
-class Unpacker:
+class Unpacker(ABC):
     """Unpacks one gzip member or zstd frame.
 
     Args:
@@ -45,13 +46,13 @@ class Unpacker:
         """What was fed after its end."""
         return bytes(self._undo.unused_data)
 
+    @abstractmethod
     def plain(self, data: bytes) -> Iterator[bytes]:
         """Feed `data`; what it unpacks to, at most CHUNK_BYTES at a time.
 
         Raises:
             Damaged: While iterating.
         """
-        raise NotImplementedError
 
 
 class Gzip(Unpacker):

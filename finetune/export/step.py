@@ -13,10 +13,11 @@ from typing import Any
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.exit_codes import StepError
 from finetune.export import GGUF, MERGED, lineage, llama
+from finetune.model.peft_folder import TEMPLATE
 from finetune.model.product import kind_of
 from finetune.progress import write_atomic, write_report
 from finetune.steps import ExportResult, ExportStep
-from finetune.train.adapter import TEMPLATE, write_tokenizer
+from finetune.train.adapter import write_tokenizer
 
 
 def run(step: ExportStep, inputs: dict[str, Path], out: Path) -> None:

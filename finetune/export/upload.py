@@ -64,11 +64,11 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
         mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
         step = step.model_copy(update={"state_dir": str(mirror)})
     kind = kind_of(inputs["adapter"])
-    write_atomic(out / CARD, card(build_manifest(step, inputs, []), whole=kind == "model"))
+    manifest = build_manifest(step, inputs)
+    write_atomic(out / CARD, card(manifest, whole=kind == "model"))
     files = collect(step, inputs, out)
     described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
-    manifest = build_manifest(step, inputs, described)
-    write_atomic(out / "manifest.json", manifest.text())
+    write_atomic(out / "manifest.json", manifest.model_copy(update={"files": described}).text())
     for entry, (name, path) in zip(described, files, strict=True):
         send(client, path, prefix + name, entry.sha256, patience=patience)
         print(f"{name}: {size_text(entry.size)}", flush=True)
@@ -130,8 +130,8 @@ def boards(state: Path | None) -> list[tuple[str, Path]]:
     return [(f"tensorboard/events.out.tfevents.{number}", path) for number, path in enumerate(found, 1)]
 
 
-def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manifest.File]) -> Manifest:
-    """What the result is and where it came from."""
+def build_manifest(step: UploadStep, inputs: dict[str, Path]) -> Manifest:
+    """What the result is and where it came from; its files are not listed yet."""
     exported = inputs.get("exported")
     return Manifest(
         job=step.job,
@@ -147,7 +147,7 @@ def build_manifest(step: UploadStep, inputs: dict[str, Path], files: list[Manife
         export=_read(ExportResult, exported / "export.json") if exported is not None else None,
         statistics=_statistics(inputs.get("statistics")),
         image=step.image or environment.image(),
-        files=files,
+        files=[],
     )
 
 

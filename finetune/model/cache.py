@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,17 @@ def fingerprint(folder: Path) -> str:
     Returns:
         64 hex digits.
     """
-    lines = [
-        f"{name}\0{file_sha256(folder / name)}\n"
-        for name in wanted([path.name for path in folder.iterdir() if path.is_file()])
-    ]
+    names = wanted([path.name for path in folder.iterdir() if path.is_file()])
+    return revision({name: file_sha256(folder / name) for name in names})
+
+
+def revision(files: Mapping[str, str]) -> str:
+    """What `fingerprint` says of a model's folder, of the sha256 of its files alone.
+
+    Args:
+        files: Name → sha256 of the folder's files.
+    """
+    lines = [f"{name}\0{files[name]}\n" for name in wanted(list(files))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.config import Product
 from finetune.exit_codes import StepError
-from finetune.model.cache import wanted
+from finetune.model.peft_folder import CONFIG, WEIGHTS
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (CONFIG, WEIGHTS)
 
 
 def kind_of(folder: Path) -> Product:
@@ -26,13 +24,3 @@ def kind_of(folder: Path) -> Product:
         return "model"
     expected = f"{' and '.join(ADAPTER_FILES)}, or config.json and safetensors, are expected"
     raise StepError("invalid_step_file", f"{folder} holds no adapter and no model: {expected}.")
-
-
-def revision(files: Mapping[str, str]) -> str:
-    """The revision a model's folder has as a base: what `cache.fingerprint` makes of its files, of their sha256 alone.
-
-    Args:
-        files: Name → sha256 of every file of the folder.
-    """
-    lines = [f"{name}\0{files[name]}\n" for name in wanted(list(files))]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

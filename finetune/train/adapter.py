@@ -16,12 +16,10 @@ from safetensors import safe_open
 
 from finetune.config import Lora
 from finetune.model import cache
+from finetune.model.peft_folder import CONFIG, TEMPLATE, WEIGHTS
 from finetune.progress import write_atomic
 from finetune.steps import Base, Resolved, Result
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-TEMPLATE = "chat_template.jinja"
 SHARD = "5GB"
 
 USE_ADAPTER = """from peft import PeftModel

@@ -1,4 +1,5 @@
-"""How every trainer here keeps checkpoints: written beside and renamed, weights in safetensors, told when they are there.
+"""What every trainer here has of ours: the learning rate's course, and how checkpoints are kept (written beside and renamed,
+weights in safetensors, told when they are there).
 
 A mixin for transformers' Trainer and what others made of it; what else a checkpoint holds (optimiser, schedule, random
 numbers, position) is the library's.
@@ -8,10 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.steps import Resolved
+from finetune.train import schedule
 from finetune.train.folder import TrainFolder, publish
 from finetune.train.tell import Teller
 
@@ -24,7 +29,7 @@ class Keeping:
 
     Attributes:
         folder: The job's train/ folder.
-        resolved: Says how many checkpoints are kept.
+        resolved: Says how the learning rate goes, and how many checkpoints are kept.
         teller: Is told of every one.
         write: Writes the model's weights.
     """
@@ -33,6 +38,18 @@ class Keeping:
     resolved: Resolved
     teller: Teller
     write: Write
+
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate's course by `finetune.train.schedule`."""
+        course = partial(
+            schedule.factor,
+            total_steps=num_training_steps,
+            warmup_ratio=self.resolved.warmup_ratio,
+            kind=self.resolved.lr_scheduler,
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, course)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the library writes a checkpoint: beside, not where checkpoints are looked for."""

@@ -23,7 +23,7 @@ from finetune.model import loading
 from finetune.train.batches import micro_batches
 from finetune.train.loss import autocast, pad
 from finetune.train.methods import Work
-from finetune.train.trainer import SHOWN, SupervisedTrainer
+from finetune.train.trainer import SupervisedTrainer, one_accelerator, samples
 
 MEASURES = {
     "rewards_margin": "rewards/margins",
@@ -74,21 +74,21 @@ def objective(work: Work) -> Objective:
     given, model = work.given, work.model
     peft = hasattr(model, "peft_config")
     trained = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
-    config = DPOConfig(
-        output_dir=str(work.folder.path),
-        beta=given.resolved.beta,
-        max_length=None,
-        gradient_checkpointing=None,
-        activation_checkpointing=False,
-        bf16=False,
-        seed=given.step.seed,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=work.where.type == "cpu",
+    config = one_accelerator(
+        DPOConfig(
+            output_dir=str(work.folder.path),
+            beta=given.resolved.beta,
+            max_length=None,
+            gradient_checkpointing=None,
+            activation_checkpointing=False,
+            bf16=False,
+            seed=given.step.seed,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=work.where.type == "cpu",
+        )
     )
-    if config.n_gpu > 1:
-        config._n_gpu = 1
     with loading.as_known():
         made = Objective(
             model,
@@ -209,12 +209,9 @@ class PreferenceTrainer(SupervisedTrainer):
             self.model.train(training)
         questions, tokenizer = self.ask
         answers = answer(self.model, tokenizer, questions)
-        samples = [
-            {"prompt": asked.shown[:SHOWN], "answer": said[:SHOWN]}
-            for asked, said in zip(questions, answers, strict=False)
-        ]
         measures = {name: sums[theirs] for name, theirs in MEASURES.items()}
-        self.teller.evaluated(self.state.global_step, loss, sums[TOKEN_ACCURACY], samples, **measures)
+        told = samples(questions, answers)
+        self.teller.evaluated(self.state.global_step, loss, sums[TOKEN_ACCURACY], told, **measures)
         return {"eval_loss": loss}
 
 

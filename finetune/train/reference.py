@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -19,10 +17,10 @@ from trl import SFTConfig, SFTTrainer
 from finetune.data.arrays import Examples, Split
 from finetune.exit_codes import StepError
 from finetune.model import loading
-from finetune.train import schedule
 from finetune.train.keeping import Keeping
 from finetune.train.methods import Work
 from finetune.train.preference import library_tokenizer
+from finetune.train.trainer import common, one_accelerator
 
 IGNORED = -100
 """The label of a token without loss."""
@@ -55,18 +53,6 @@ class ReferenceTrainer(Keeping, SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written with the product."""
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate's course by `finetune.train.schedule`."""
-        course = partial(
-            schedule.factor,
-            total_steps=num_training_steps,
-            warmup_ratio=self.resolved.warmup_ratio,
-            kind=self.resolved.lr_scheduler,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, course)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train to the end, and tell nothing more."""
@@ -130,35 +116,20 @@ def rows(work: Work, split: Split) -> Dataset:
 
 def _arguments(work: Work) -> SFTConfig:
     resolved = work.given.resolved
-    made = SFTConfig(
-        output_dir=str(work.folder.path),
-        per_device_train_batch_size=resolved.batch_size,
-        per_device_eval_batch_size=resolved.batch_size,
-        gradient_accumulation_steps=resolved.gradient_accumulation_steps,
-        num_train_epochs=resolved.n_epochs,
-        learning_rate=resolved.learning_rate,
-        weight_decay=resolved.weight_decay,
-        max_grad_norm=resolved.max_grad_norm,
-        optim=work.technique.optimiser(work.where),
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=None,  # by its new name
-        activation_checkpointing=True,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=resolved.save_steps,
-        eval_strategy="steps" if resolved.n_validation else "no",
-        eval_steps=resolved.eval_steps if resolved.n_validation else None,
-        bf16=work.kind == "bfloat16",
-        seed=work.given.step.seed,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=work.where.type == "cpu",
+    settings = common(work.folder, resolved, work.given.step.seed, work.where, work.technique.optimiser(work.where))
+    return one_accelerator(
+        SFTConfig(
+            per_device_train_batch_size=resolved.batch_size,
+            per_device_eval_batch_size=resolved.batch_size,
+            gradient_accumulation_steps=resolved.gradient_accumulation_steps,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            gradient_checkpointing=None,  # by its new name
+            activation_checkpointing=True,
+            bf16=work.kind == "bfloat16",
+            **settings,
+        )
     )
-    if made.n_gpu > 1:
-        made._n_gpu = 1
-    return made
 
 
 def make(work: Work) -> ReferenceTrainer:

@@ -21,10 +21,10 @@ from finetune.data.tokenizer import load
 from finetune.exit_codes import StepError
 from finetune.model import loading, targets
 from finetune.model.cache import file_sha256
+from finetune.model.peft_folder import WEIGHTS
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, Parent, Resolved, Result, TrainStep
 from finetune.train import methods, ranks
-from finetune.train.adapter import WEIGHTS
 from finetune.train.folder import TrainFolder, step_of, train_key
 from finetune.train.methods import Given, Work
 from finetune.train.remote import folder_of

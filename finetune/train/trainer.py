@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -25,7 +26,7 @@ from finetune.evaluate.heldout import held_out
 from finetune.exit_codes import StepError
 from finetune.model.loading import is_out_of_memory
 from finetune.steps import Resolved
-from finetune.train import fused, heap, history, ranks, schedule
+from finetune.train import fused, heap, history, ranks
 from finetune.train.batches import Steps, micro_batches, share
 from finetune.train.folder import TrainFolder
 from finetune.train.keeping import Keeping, Write
@@ -35,6 +36,7 @@ from finetune.train.stream import is_watched, stream
 from finetune.train.tell import Teller
 from finetune.train.watch import Watch
 
+Settings = TypeVar("Settings", bound=TrainingArguments)
 BEST = "best"
 """The folder of the weights with the lowest validation loss, where early stopping was asked for."""
 SHOWN = 4000
@@ -53,30 +55,50 @@ def arguments(
         where: The device.
         optimiser: By the library's name.
     """
-    made = TrainingArguments(
-        output_dir=str(folder.path),
-        per_device_train_batch_size=resolved.batch_size * resolved.gradient_accumulation_steps,
-        num_train_epochs=resolved.n_epochs,
-        learning_rate=resolved.learning_rate,
-        weight_decay=resolved.weight_decay,
-        max_grad_norm=resolved.max_grad_norm,
-        optim=optimiser,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=resolved.save_steps,
-        eval_strategy="steps" if resolved.n_validation else "no",
-        eval_steps=resolved.eval_steps if resolved.n_validation else None,
-        seed=seed,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=where.type == "cpu",
-        ddp_timeout=24 * 3600,
+    return one_accelerator(
+        TrainingArguments(
+            per_device_train_batch_size=resolved.batch_size * resolved.gradient_accumulation_steps,
+            remove_unused_columns=False,
+            ddp_timeout=24 * 3600,
+            **common(folder, resolved, seed, where, optimiser),
+        )
     )
+
+
+def common(folder: TrainFolder, resolved: Resolved, seed: int, where: torch.device, optimiser: str) -> dict[str, Any]:
+    """The settings that every trainer of the library's kind has here, whosever batches it takes. Arguments as `arguments`."""
+    return {
+        "output_dir": str(folder.path),
+        "num_train_epochs": resolved.n_epochs,
+        "learning_rate": resolved.learning_rate,
+        "weight_decay": resolved.weight_decay,
+        "max_grad_norm": resolved.max_grad_norm,
+        "optim": optimiser,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": resolved.save_steps,
+        "eval_strategy": "steps" if resolved.n_validation else "no",
+        "eval_steps": resolved.eval_steps if resolved.n_validation else None,
+        "seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": where.type == "cpu",
+    }
+
+
+def one_accelerator(made: Settings) -> Settings:
+    """Settings for one process on one accelerator: never DataParallel, which would split a step's list of indices."""
     if made.n_gpu > 1:
-        made._n_gpu = 1  # one process, one accelerator: never DataParallel, which would split a step's list of indices
+        made._n_gpu = 1
     return made
+
+
+def samples(questions: Sequence[Question], answers: Sequence[str]) -> list[dict[str, str]]:
+    """Questions with what was answered, as a line of progress.jsonl has them."""
+    return [
+        {"prompt": asked.shown[:SHOWN], "answer": said[:SHOWN]} for asked, said in zip(questions, answers, strict=False)
+    ]
 
 
 class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
@@ -145,18 +167,6 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         if ranks.count() > 1:
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate's course by `finetune.train.schedule`."""
-        course = partial(
-            schedule.factor,
-            total_steps=num_training_steps,
-            warmup_ratio=self.resolved.warmup_ratio,
-            kind=self.resolved.lr_scheduler,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, course)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
         """Train to the end, or to where a validation says that it gets no better; then the best weights are taken."""
         told = history.lineage(self.folder.lines())
@@ -215,7 +225,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
 
     def _accumulate(self, model: Any, rows: list[int]) -> tuple[float, int, int] | None:
         """Add up a step's gradients, micro-batch by micro-batch. Returns loss, correct and all trained tokens; None if memory ran out."""
-        total = int(self.trained[rows].sum())
+        total = self._weight(rows)
         loss = torch.zeros((), device=self.args.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.args.device)
         try:
@@ -306,11 +316,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
             return {}
         questions, tokenizer = self.ask
         answers = [] if self.watch.signalled else (stream if is_watched() else answer)(self.model, tokenizer, questions)
-        samples = [
-            {"prompt": asked.shown[:SHOWN], "answer": said[:SHOWN]}
-            for asked, said in zip(questions, answers, strict=False)
-        ]
-        self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples)
+        self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples(questions, answers))
         return {"eval_loss": found.loss}
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -13,7 +13,7 @@ import pytest
 from finetune import local, s3
 from finetune.exit_codes import StepError
 from finetune.model import fetch
-from finetune.model.product import revision
+from finetune.model.cache import revision
 from finetune.steps import Manifest, ModelSource
 from tests.finetune.train.conftest import QUIET, ROWS, build_base
 
