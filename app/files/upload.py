@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Self
 
 from anyio import CancelScope
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.errors import BadRequest
+from app.errors import ApiError, BadRequest
 from app.files.schemas import PURPOSES
 from app.files.storage import Multipart, Storage
 from app.limits import too_large
@@ -142,8 +143,8 @@ async def receive(
         TooLarge: The file is over `max_bytes`.
         Unavailable: S3 does not answer.
     """
-    form, sink = Form(FILE_FIELDS), Sink(storage, uri, max_bytes)
-    async with _whole(form, chunks, content_type, sink):
+    form = Form(FILE_FIELDS)
+    async with Sink(storage, uri, max_bytes) as sink, _whole(form, chunks, content_type, sink):
         purpose = _check_purpose(form.purpose)
         if form.filename is None:
             raise BadRequest(
@@ -156,8 +157,8 @@ async def receive_part(
     chunks: AsyncIterable[bytes], content_type: str, storage: Storage, uri: str, *, max_bytes: int
 ) -> int:
     """Stream the `data` of a multipart form to S3; its bytes. Arguments and errors as those of `receive`."""
-    form, sink = Form(PART_FIELDS), Sink(storage, uri, max_bytes)
-    async with _whole(form, chunks, content_type, sink):
+    form = Form(PART_FIELDS)
+    async with Sink(storage, uri, max_bytes) as sink, _whole(form, chunks, content_type, sink):
         if form.filename is None:
             raise BadRequest(
                 "data is required: a form field with the part.", code="missing_required_parameter", param="data"
@@ -168,7 +169,7 @@ async def receive_part(
 
 @asynccontextmanager
 async def _whole(form: Form, chunks: AsyncIterable[bytes], content_type: str, sink: Sink) -> AsyncIterator[None]:
-    """Read a form to its end, its file into `sink`, which is closed when the block ends."""
+    """Read a form to its end, its file into `sink`; its parser's complaints are the request's, also within the block."""
     try:
         parser = form.parser(content_type)
         async for chunk in chunks:
@@ -181,13 +182,13 @@ async def _whole(form: Form, chunks: AsyncIterable[bytes], content_type: str, si
         yield
     except FormParserError as problem:
         raise _broken(str(problem)) from problem
-    finally:
-        with CancelScope(shield=True):
-            await sink.close()
 
 
 class Sink:
-    """The S3 side: a small file is one PUT, a larger one is sent in parts as they fill."""
+    """The S3 side: a small file is one PUT, a larger one is sent in parts as they fill.
+
+    `async with`: what was not finished when the block ends, however it does, is thrown away.
+    """
 
     def __init__(self, storage: Storage, uri: str, max_bytes: int) -> None:
         self._storage, self._uri, self._max = storage, uri, max_bytes
@@ -220,10 +221,13 @@ class Sink:
         self._multipart = None
         return etag
 
-    async def close(self) -> None:
-        """Throw away what was not finished."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_raised: object) -> None:
         if self._multipart is not None:
-            await self._multipart.abort()
+            with CancelScope(shield=True), suppress(ApiError):  # what went wrong before is what is told
+                await self._multipart.abort()
 
 
 def _check_purpose(purpose: str | None) -> str:

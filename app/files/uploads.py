@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from anyio import CancelScope
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,7 +21,6 @@ from app.settings import Settings
 PART_BYTES = 64 << 20
 """Of one part at most, as with OpenAI."""
 MOST_PARTS = 10_000
-CHUNK_BYTES = 8 << 20
 
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 
@@ -71,10 +69,7 @@ async def find_open(db: AsyncSession, caller: Caller, upload_id: str, *, lock: b
         Conflict: `upload_not_pending`.
     """
     row = await find(db, caller, upload_id, lock=lock)
-    if (stands := status(row, await clock(db))) != PENDING:
-        raise Conflict(
-            f"The upload {upload_id} is {stands}. Begin another one with POST /v1/uploads.", code="upload_not_pending"
-        )
+    await _require_open(db, row)
     return row
 
 
@@ -100,7 +95,7 @@ async def cancel(database: Database, storage: Storage, settings: Settings, calle
     async with database.transaction() as db:
         row = await find(db, caller, upload_id, lock=True)
         if row.cancelled_at is None:
-            row = await find_open(db, caller, upload_id)
+            await _require_open(db, row)
             row.cancelled_at = await clock(db)
     await _clear(database, storage, settings, row)
     return row
@@ -123,16 +118,19 @@ async def complete(
         row = await find(db, caller, upload_id)
         if row.file_id is not None:
             return row, await db.get(File, row.file_id)
-        await find_open(db, caller, upload_id)
+        await _require_open(db, row)
         asked = select(UploadPart.id, UploadPart.bytes).where(UploadPart.upload_id == upload_id)
         sizes: dict[str, int] = dict(iter(await db.execute(asked)))
     _check(row, part_ids, sizes)
     file_id = new_id("file-")
     uri = _below(settings, row.project_id, file_id)
-    sink, checksum = Sink(storage, uri, settings.max_upload_bytes), hashlib.md5(usedforsecurity=False)
-    try:
+    checksum = hashlib.md5(usedforsecurity=False)
+    async with Sink(storage, uri, settings.max_upload_bytes) as sink:
         for part in part_ids:
-            await _join(storage, part_uri(settings, row, part), sizes[part], sink, checksum)
+            _, chunks = await storage.read(part_uri(settings, row, part))
+            async for chunk in chunks:
+                checksum.update(chunk)
+                await sink.take(bytearray(chunk))
         if md5 is not None and checksum.hexdigest() != md5.lower():
             raise BadRequest(
                 f"The parts have the md5 {checksum.hexdigest()}, not {md5}. Send them again.",
@@ -140,15 +138,12 @@ async def complete(
                 param="md5",
             )
         etag = await sink.finish()
-    finally:
-        with CancelScope(shield=True):
-            await sink.close()
     try:
         async with database.transaction() as db:
             locked = await find(db, caller, upload_id, lock=True)
             earlier = await db.get(File, locked.file_id) if locked.file_id is not None else None
             if locked.file_id is None:
-                await find_open(db, caller, upload_id)
+                await _require_open(db, locked)
                 file = await service.add(
                     db, caller, filename=row.filename, purpose=row.purpose, size=sink.size, uri=uri, etag=etag,
                     sha256=sink.digest.hexdigest(), owned=True, id=file_id,
@@ -175,6 +170,13 @@ async def clock(db: AsyncSession) -> datetime:
     return now
 
 
+async def _require_open(db: AsyncSession, row: Upload) -> None:
+    if (stands := status(row, await clock(db))) != PENDING:
+        raise Conflict(
+            f"The upload {row.id} is {stands}. Begin another one with POST /v1/uploads.", code="upload_not_pending"
+        )
+
+
 def _check(row: Upload, part_ids: Sequence[str], sizes: dict[str, int]) -> None:
     for at, part in enumerate(part_ids):
         if part not in sizes:
@@ -187,13 +189,6 @@ def _check(row: Upload, part_ids: Sequence[str], sizes: dict[str, int]) -> None:
             code="invalid_value",
             param="part_ids",
         )
-
-
-async def _join(storage: Storage, uri: str, size: int, sink: Sink, checksum: hashlib._Hash) -> None:
-    for start in range(0, size, CHUNK_BYTES):
-        piece = bytearray(await storage.part(uri, start, min(CHUNK_BYTES, size - start)))
-        checksum.update(piece)
-        await sink.take(piece)
 
 
 async def _clear(database: Database, storage: Storage, settings: Settings, row: Upload) -> None:

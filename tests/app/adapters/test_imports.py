@@ -15,6 +15,7 @@ import pytest
 
 from app.adapters import imports
 from app.doctor.results import problem_of
+from app.files.upload import PART_BYTES
 from app.models import AdapterVersion
 from finetune.exit_codes import StepError
 from finetune.inference.adapters import obtain
@@ -85,7 +86,7 @@ def test_the_engine_takes_what_was_imported(http: httpx.Client, service: Service
 def test_large_weights_are_copied_in_parts(http: httpx.Client, service: Service) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.{}.weight"
     large = folders.safetensors({name.format("lora_A"): [4, 1 << 20], name.format("lora_B"): [1 << 19, 4]})
-    assert len(large) > 2 * imports.PART
+    assert len(large) > 2 * PART_BYTES
     made = ask(http, name="large", uri=folders.put(service.s3, "elsewhere/large", adapter_model=large)).json()
     key = made["uri"].removeprefix(f"s3://{BUCKET}/")
     copy = service.s3.get_object(Bucket=BUCKET, Key=f"{key}adapter/adapter_model.safetensors")["Body"].read()
