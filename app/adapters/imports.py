@@ -27,6 +27,7 @@ from app.db import Database
 from app.errors import ApiError, BadRequest, Unavailable
 from app.files import service as files
 from app.files.storage import Object, Storage
+from app.files.upload import Sink
 from app.models import Adapter, AdapterVersion, new_id
 from app.settings import Settings
 from finetune.config import nearest
@@ -44,7 +45,6 @@ from finetune.model.peft_folder import (
 from finetune.steps import Manifest, ModelSource
 
 SECONDS = 300.0
-PART = 8 << 20
 LIMITS = {CONFIG: 1 << 20, TEMPLATE: 1 << 20, WEIGHTS: 4 << 30}
 """Bytes that are taken of each."""
 COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
@@ -227,28 +227,11 @@ async def _copy(storage: Storage, source: Object, target: str) -> str:
     found, chunks = await storage.read(source.uri)
     if (found.etag, found.size) != (source.etag, source.size):
         raise BadRequest(f"{source.uri} changed while it was read. Try again.", code="object_changed")
-    digest, part = hashlib.sha256(), bytearray()
-    if source.size <= PART:
+    async with Sink(storage, target, source.size) as sink:
         async for chunk in chunks:
-            part += chunk
-        await storage.put(target, bytes(part))
-        return hashlib.sha256(part).hexdigest()
-    upload = await storage.begin(target)
-    try:
-        async for chunk in chunks:
-            digest.update(chunk)
-            part += chunk
-            if len(part) >= PART:
-                await upload.add(bytes(part))
-                part.clear()
-        if part:
-            await upload.add(bytes(part))
-        await upload.complete()
-    except BaseException:
-        with suppress(ApiError):
-            await asyncio.shield(upload.abort())
-        raise
-    return digest.hexdigest()
+            await sink.take(bytearray(chunk))
+        await sink.finish()
+    return sink.digest.hexdigest()
 
 
 async def _register(

@@ -53,8 +53,7 @@ async def _by_adapter_name(db: AsyncSession, project_id: str, name: str) -> Foun
     adapter = (await db.execute(select(Adapter).where(mine, Adapter.name == name))).scalar_one_or_none()
     if adapter is None:
         return None
-    wanted = (AdapterVersion.adapter_id == adapter.id, AdapterVersion.version == adapter.promoted_version)
-    version = (await db.execute(select(AdapterVersion).where(*wanted))).scalar_one_or_none()
+    version = await registry.promoted(db, adapter)
     if version is None:
         message = f"No version of the adapter {name!r} is promoted. Promote one, or use the ft: id of a version."
         raise NotFound(message, code="model_not_found", param="model")

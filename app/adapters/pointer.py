@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters import history, promotions, service
+from app.adapters import history, service
 from app.db import Database
 from app.errors import NotFound
 from app.files.storage import connect, split
@@ -44,7 +44,7 @@ def address(settings: Settings, project_id: str, name: str) -> str:
 
 async def content(db: AsyncSession, adapter: Adapter) -> bytes:
     """What the pointer of an adapter is to say, byte for byte."""
-    version = await promotions.current(db, adapter)
+    version = await service.promoted(db, adapter)
     last: Promotion | None = await history.newest(db, adapter.project_id, adapter.name)
     told: dict[str, Any] = {
         "object": "adapter.current",
@@ -80,17 +80,16 @@ async def write(database: Database, settings: Settings, project_id: str, name: s
         log.warning("pointer_not_written", uri=uri, error=type(problem).__name__)
 
 
-async def write_of_job(database: Database, settings: Settings, job_id: str) -> None:
-    """After a job has ended: the pointer of the adapter that it made a version of, if any."""
+async def write_of_job(database: Database, settings: Settings, project_id: str, job_id: str) -> None:
+    """After a project's job has ended: the pointer of the adapter that it made a version of, if any."""
     try:
         async with database.transaction() as db:
             found = await service.of_jobs(db, [job_id])
-            project = await service.project_of(db, job_id)
     except (SQLAlchemyError, OSError) as problem:
         log.warning("pointer_not_written", job=job_id, error=type(problem).__name__)
         return
-    if job_id in found and project is not None:
-        await write(database, settings, project, found[job_id][0])
+    if job_id in found:
+        await write(database, settings, project_id, found[job_id][0])
 
 
 async def _wanted(database: Database, project_id: str, name: str) -> bytes:

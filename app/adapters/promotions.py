@@ -5,7 +5,6 @@ May touch adapters and promotions; what follows outside the database (the pointe
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import history, service
@@ -87,9 +86,3 @@ def _expect(adapter: Adapter, expected: int | Anything | None) -> None:
     was = f"version {expected}" if expected else "none"
     message = f"{now.capitalize()} of {adapter.name} is promoted, not {was} as expected. Look again, then decide."
     raise Conflict(message, code="stale_promotion", param="expected")
-
-
-async def current(db: AsyncSession, adapter: Adapter) -> AdapterVersion | None:
-    """The promoted version's row."""
-    wanted = (AdapterVersion.adapter_id == adapter.id, AdapterVersion.version == adapter.promoted_version)
-    return (await db.execute(select(AdapterVersion).where(*wanted))).scalar_one_or_none()

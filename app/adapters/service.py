@@ -94,7 +94,7 @@ async def register_version(
         event = await events.record(
             db,
             job,
-            f"Version {version.version} of adapter {adapter.name} is promoted; it was compared with nothing, as no gate was set",
+            f"Version {version.version} of adapter {adapter.name} is promoted; it was {NO_GATE}",
             data={"adapter": adapter.name, "version": version.version},
         )
         await outbox.owe(db, job, "adapter.promoted", event, {"adapter": as_told(adapter, version)})
@@ -142,6 +142,12 @@ async def version_of(db: AsyncSession, adapter: Adapter, number: int) -> Adapter
     return row
 
 
+async def promoted(db: AsyncSession, adapter: Adapter) -> AdapterVersion | None:
+    """The version that the adapter's name answers with."""
+    wanted = (AdapterVersion.adapter_id == adapter.id, AdapterVersion.version == adapter.promoted_version)
+    return (await db.execute(select(AdapterVersion).where(*wanted))).scalar_one_or_none()
+
+
 def as_told(adapter: Adapter, version: AdapterVersion) -> dict[str, Any]:
     """What events say of a promoted version."""
     return {"name": adapter.name, "version": version.version, "model": version.model, "uri": version.uri}
@@ -174,13 +180,6 @@ async def of_jobs(db: AsyncSession, job_ids: list[str]) -> dict[str, tuple[str, 
 async def name_of(db: AsyncSession, version: AdapterVersion) -> str | None:
     """The adapter's name of a version; None if it has none."""
     return (await db.execute(select(Adapter.name).where(Adapter.id == version.adapter_id))).scalar_one_or_none()
-
-
-async def project_of(db: AsyncSession, job_id: str) -> str | None:
-    """Whose a job's version is."""
-    return (
-        await db.execute(select(AdapterVersion.project_id).where(AdapterVersion.job_id == job_id))
-    ).scalar_one_or_none()
 
 
 async def listed(db: AsyncSession, project_id: str) -> list[tuple[Adapter, list[AdapterVersion]]]:

@@ -114,7 +114,7 @@ async def test_jobs_that_finish_at_once_give_a_version_each_and_an_unbroken_hist
         (1, None, 1), (2, 1, 2), (3, 2, 3), (4, 3, 4), (5, 4, 5),
     ]  # fmt: skip
     assert sorted(str(row.job_id) for row in rows) == sorted(jobs)
-    await asyncio.gather(*(pointer.write_of_job(db, service.settings, job_id) for job_id in jobs))
+    await asyncio.gather(*(pointer.write_of_job(db, service.settings, rows[0].project_id, job_id) for job_id in jobs))
     assert current(service, "finish")["version"] == 5
 
 
