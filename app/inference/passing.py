@@ -9,6 +9,7 @@ from typing import Any
 from anyio import CancelScope
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from app.inference.engines import Engine, Stream
@@ -18,6 +19,17 @@ def engine_of(request: Request) -> Engine:
     """The application's engine."""
     found: Engine = request.app.state.engine
     return found
+
+
+def whole_or_streamed(model: type[BaseModel], what: str) -> dict[int | str, dict[str, Any]]:
+    """How a route's answer is documented that is one object, or a stream if that is asked for."""
+    return {
+        200: {
+            "model": model,
+            "description": f"The {what}; with `stream: true` a stream of server-sent events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
 
 
 async def unless_hung_up(request: Request, completing: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from app.auth import Reader
 from app.db import Database
 from app.inference.engines import Engine
-from app.inference.passing import PassedOn, engine_of, unless_hung_up
+from app.inference.passing import PassedOn, engine_of, unless_hung_up, whole_or_streamed
 from app.inference.resolve import find_model
 from app.inference.schemas import ChatCompletion, ChatCompletionCreate
 from app.settings import Settings
@@ -18,16 +18,12 @@ from app.settings import Settings
 router = APIRouter(prefix="/v1", tags=["Chat"])
 
 
-ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ChatCompletion,
-        "description": "The completion; with `stream: true` a stream of server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
-
-
-@router.post("/chat/completions", summary="Ask a model", response_model=None, responses=ANSWERS)
+@router.post(
+    "/chat/completions",
+    summary="Ask a model",
+    response_model=None,
+    responses=whole_or_streamed(ChatCompletion, "completion"),
+)
 async def create_chat_completion(
     body: ChatCompletionCreate, caller: Reader, request: Request, engine: Annotated[Engine, Depends(engine_of)]
 ) -> Response:

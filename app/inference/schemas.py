@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+ModelName = Annotated[
+    str,
+    Field(
+        description="A base of the models file, an `ft:` model, an adapter's name (its promoted version), or a checkpoint.",
+        max_length=1024,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+    ),
+]
+"""What a request may be asked of."""
 
 
 class ChatCompletionCreate(BaseModel):
@@ -22,11 +32,7 @@ class ChatCompletionCreate(BaseModel):
         },
     )
 
-    model: str = Field(
-        description="A base of the models file, an `ft:` model, an adapter's name (its promoted version), or a checkpoint.",
-        max_length=1024,
-        pattern=r"^[^\x00-\x1f\x7f]+$",
-    )
+    model: ModelName
     messages: list[dict[str, Any]] = Field(
         description="Turns: `role` (system, developer, user, assistant) and `content`, a text or parts of type text.",
         min_length=1,

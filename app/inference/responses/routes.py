@@ -12,7 +12,7 @@ from app.auth import Reader, Writer
 from app.db import Database, Session, is_outage
 from app.errors import ApiError, BadRequest
 from app.inference.engines import Engine
-from app.inference.passing import PassedOn, engine_of, unless_hung_up
+from app.inference.passing import PassedOn, engine_of, unless_hung_up, whole_or_streamed
 from app.inference.resolve import find_model
 from app.inference.responses import kept
 from app.inference.responses.answer import Answer
@@ -30,16 +30,13 @@ from app.settings import Settings
 router = APIRouter(prefix="/v1/responses", tags=["Responses"])
 log = structlog.get_logger("responses")
 
-ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ModelResponse,
-        "description": "The response; with `stream: true` a stream of server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
 
-
-@router.post("", summary="Ask a model for a response", response_model=None, responses=ANSWERS)
+@router.post(
+    "",
+    summary="Ask a model for a response",
+    response_model=None,
+    responses=whole_or_streamed(ModelResponse, "response"),
+)
 async def create_response(
     body: ResponseCreate, caller: Reader, request: Request, engine: Annotated[Engine, Depends(engine_of)]
 ) -> Response:

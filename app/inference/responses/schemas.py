@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.inference.schemas import ModelName
+
 
 class ResponseCreate(BaseModel):
     """OpenAI's request for a response, as far as it is about text."""
@@ -22,11 +24,7 @@ class ResponseCreate(BaseModel):
         },
     )
 
-    model: str = Field(
-        description="A base of the models file, an `ft:` model, an adapter's name (its promoted version), or a checkpoint.",
-        max_length=1024,
-        pattern=r"^[^\x00-\x1f\x7f]+$",
-    )
+    model: ModelName
     input: str | list[dict[str, Any]] = Field(
         description="A text, or messages: `role` (system, developer, user, assistant) and `content`, a text or parts of text.",
         min_length=1,

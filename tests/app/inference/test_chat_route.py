@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,7 +14,7 @@ from openai import InternalServerError, NotFoundError, OpenAI
 from app.auth import key_hash
 from app.db import Database
 from app.models import Adapter, AdapterVersion, ApiKey, Checkpoint, Job, Project
-from tests.app.conftest import MODEL, Service, serving
+from tests.app.conftest import MODEL
 from tests.app.inference.peer import EVENTS, Peer, event
 
 pytestmark = pytest.mark.db
@@ -24,20 +23,6 @@ BASE = {"id": "org/hub-base", "kind": "hub", "location": "org/hub-base", "revisi
 FT = "ft:org/hub-base:chat:kpi:chatroute"
 PREFIX = "s3://llamaflow-data/model/ftjob-chatroute/"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
-
-
-@pytest.fixture(scope="module")
-def peer() -> Iterator[Peer]:
-    engine = Peer()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def api(service: Service, peer: Peer) -> Iterator[str]:
-    """The API with that engine behind it."""
-    with serving(service.settings.model_copy(update={"engine_url": peer.url})) as url:
-        yield url
 
 
 @pytest.fixture(scope="module", autouse=True)

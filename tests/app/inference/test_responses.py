@@ -34,20 +34,6 @@ BOTH_KINDS: Any = [
 
 
 @pytest.fixture(scope="module")
-def peer() -> Iterator[Peer]:
-    engine = Peer()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def api(service: Service, peer: Peer) -> Iterator[str]:
-    """The API with that engine behind it."""
-    with serving(service.settings.model_copy(update={"engine_url": peer.url})) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def client(api: str) -> Iterator[OpenAI]:
     with asking(api) as made:
         yield made
