@@ -35,14 +35,17 @@ class Served:
     Attributes:
         base: Where the base comes from, pinned where it can be.
         adapter: `id`, `uri`, `manifest_uri`, `manifest_sha256` of the adapter on it; None for the base alone.
+        raw: The one message is the prompt as it is, to be gone on from without a template.
     """
 
     base: ModelSource
     adapter: dict[str, str] | None = None
+    raw: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """`llamaflow` of a request to an engine."""
-        return {"base": self.base.model_dump(mode="json"), "adapter": self.adapter}
+        told = {"base": self.base.model_dump(mode="json"), "adapter": self.adapter}
+        return told | ({"raw": True} if self.raw else {})
 
 
 class Engine(Protocol):

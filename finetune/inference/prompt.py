@@ -56,7 +56,7 @@ def build(request: ChatRequest, folder: Path, template: str | None, *, most: int
     """
     tokenizer = tokenizer_of(folder, template)
     try:
-        ids = prompt_ids(tokenizer, request.turns())
+        ids = raw_ids(tokenizer, request) if request.llamaflow.raw else prompt_ids(tokenizer, request.turns())
     except TemplateError as problem:
         raise bad(f"The messages cannot be used: {problem}.", "messages") from None
     window = context(folder)
@@ -78,6 +78,14 @@ def prompt_ids(tokenizer: TextTokenizer, turns: Sequence[Message]) -> list[int]:
     broken = [Message(turn.role, _break(tokenizer, turn.content, seam)) for turn in turns]
     text = tokenizer.template.render(broken, add_generation_prompt=True)
     return [id_ for part in text.split(seam) for id_ in tokenizer.ids(part)]
+
+
+def raw_ids(tokenizer: TextTokenizer, request: ChatRequest) -> list[int]:
+    """Ids of a text that the model goes on from as it stands, led in as plain texts are in training.
+
+    Whoever writes the whole prompt writes its special tokens too: here they count as such.
+    """
+    return [*tokenizer.lead, *tokenizer.ids("".join(turn.content for turn in request.turns()))]
 
 
 def context(folder: Path) -> int:

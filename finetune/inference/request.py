@@ -107,12 +107,13 @@ class AdapterSource(BaseModel):
 
 
 class Target(BaseModel):
-    """`llamaflow`: the base, and the adapter on it if any."""
+    """`llamaflow`: the base, the adapter on it if any, and whether the one message is the prompt as it is, without a template."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: ModelSource
     adapter: AdapterSource | None = None
+    raw: bool = False
 
 
 class ChatRequest(BaseModel):

@@ -11,7 +11,7 @@ import pytest
 from finetune.data.row import Message
 from finetune.data.tokenizer import load
 from finetune.inference.errors import EngineError
-from finetune.inference.prompt import prompt_ids
+from finetune.inference.prompt import prompt_ids, raw_ids
 from finetune.inference.request import parse
 
 pytestmark = pytest.mark.unit
@@ -97,3 +97,14 @@ def test_a_special_token_in_a_message_is_only_text(tmp_path: Path, write_tokeniz
     specials = [[id_ for id_ in made if id_ in tokenizer.special_ids] for made in (ids, harmless)]
     assert specials[0] == specials[1]
     assert attack in tokenizer.backend.decode(ids, skip_special_tokens=False)
+
+
+def test_a_raw_prompt_is_read_as_it_stands(tmp_path: Path, write_tokenizer: Any) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = load(tmp_path)
+    prompt = "<|im_start|>user\nHi<|im_end|>"
+    target = BODY["llamaflow"] | {"raw": True}
+    request = parse(BODY | {"messages": [{"role": "user", "content": prompt}], "llamaflow": target})
+    ids = raw_ids(tokenizer, request)
+    assert tokenizer.backend.decode(ids, skip_special_tokens=False) == prompt
+    assert [id_ for id_ in ids if id_ in tokenizer.special_ids] == [257, 258]
