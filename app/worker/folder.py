@@ -29,6 +29,8 @@ from finetune.step_files import plan
 from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile
 
 CONTROL = "control.json"
+CODE_VERSION = importlib.metadata.version("llamaflow")
+"""Of this process: while it runs, another version may be installed under it, and for a moment none is."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def step_files(folder: JobFolder, settings: Settings, job: Job) -> dict[str, Ste
         cache_dir=str(settings.cache),
         state_dir=str(folder.train) if shared else None,
         mirror=None if shared else output_prefix(job) + PREFIX,
-        code_version=importlib.metadata.version("llamaflow"),
+        code_version=CODE_VERSION,
     )
     if settings.hf_token is not None:
         fetch = files["fetch"]
