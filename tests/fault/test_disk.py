@@ -103,6 +103,7 @@ async def test_a_disk_too_small_for_the_dataset_fails_its_download(
     base = ModelSource(id="tiny", kind="path", location=str(tmp_path / "made" / "base"))
     (tmp_path / "made").mkdir()
     stub.WORK["fetch"](FetchStep(model=base), {}, tmp_path / "made")
+    (tmp_path / "made" / "base" / "config.json").write_text('{"model_type": "llama"}')
     row = b'{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "%s"}]}\n' % (b"x" * 900)
     await asyncio.to_thread(stored.put, "large.jsonl", row * 24_000)
     worker = workers(stub_run=False)
