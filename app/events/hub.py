@@ -1,8 +1,8 @@
 """Who follows which job, and what is new of it: one listening connection and one reading a job, however many follow it.
 
 A NOTIFY shortens the wait; reading by number is the truth, every poll_seconds, so a cut connection costs time and no event.
-Of each job only the newest events are kept: who is slower reads the rest from the database. Nothing is asked of the database
-while nobody follows, and no connection of the pool is held between two readings.
+Of each job only the newest events are kept, as the bytes that all its streams send: who is slower reads the rest from the
+database. Nothing is asked of the database while nobody follows, and no connection of the pool is held between two readings.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ CHANNEL = "llamaflow_events"
 RECENT = 64
 """Events of a job kept in memory, and rows of its history read at once."""
 JOBS_AT_ONCE = 50
+AT_ONCE = 50
+"""Followers woken together: what these send goes out, and others are served, before the next ones look."""
 READERS = 4
 """Streams that read older events at once; others of the service need connections too."""
 KEYS_SECONDS = 20.0
@@ -38,7 +40,7 @@ log = structlog.get_logger("events")
 
 @dataclass(frozen=True)
 class Told:
-    """An event as a stream sends it. seq: its number in the job's history."""
+    """Events as a stream sends them. seq: the last one's number in the job's history."""
 
     seq: int
     frame: bytes
@@ -47,24 +49,34 @@ class Told:
 class Channel:
     """One job that somebody follows.
 
+    Args:
+        heartbeat: Seconds without news after which everybody who waits is woken all the same.
+
     Attributes:
         last: Number of the newest event that was read; -1 before the first reading.
         ended: The job is final, and `last` is its last event.
-        news: Set, and replaced by a new one, when there is something to look at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: float) -> None:
         self.last = -1
         self.ended = False
-        self.news = asyncio.Event()
         self._recent: deque[Told] = deque(maxlen=RECENT)
+        self._joined: dict[int, Told] = {}
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._waking: deque[asyncio.Future[bool]] = deque()
+        self._silent = False
+        self._loop, self._heartbeat = asyncio.get_running_loop(), heartbeat
+        self._beat = self._loop.call_later(heartbeat, self.wake, True)
 
-    def after(self, seq: int) -> list[Told] | None:
-        """What is newer than `seq`; None if that reaches further back than what is kept."""
-        if self.last <= seq or not self._recent:
-            return []
-        oldest = self._recent[0].seq
-        return list(self._recent)[max(0, seq + 1 - oldest) :] if seq + 1 >= oldest else None
+    def after(self, seq: int) -> Told | None:
+        """What is newer than `seq`, with an empty frame if nothing is; None if that is not kept here."""
+        if self.last <= seq:
+            return Told(seq, b"")
+        if seq not in self._joined:  # a thousand streams that have seen the same are sent the same
+            if not self._recent or not self._recent[0].seq - 1 <= seq < self._recent[-1].seq:
+                return None
+            self._joined[seq] = joined(self.recent()[seq + 1 - self._recent[0].seq :])
+        return self._joined[seq]
 
     def recent(self) -> list[Told]:
         """All that is kept."""
@@ -77,13 +89,37 @@ class Channel:
         if told and told[0].seq != self.last + 1:
             self._recent.clear()
         self._recent.extend(told)
+        self._joined.clear()
         self.last, self.ended = last, ended
         self.wake()
 
-    def wake(self) -> None:
-        """Have everybody who waits look again."""
-        self.news, news = asyncio.Event(), self.news
-        news.set()
+    def news(self) -> asyncio.Future[bool]:
+        """True once there is something to look at; False for a heartbeat. To be asked for before looking, or at once after it."""
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiting.append(waiter)
+        return waiter
+
+    def wake(self, silent: bool = False) -> None:
+        """Have everybody who waits look again, AT_ONCE at a time."""
+        self._beat.cancel()
+        self._beat = self._loop.call_later(self._heartbeat, self.wake, True)
+        idle, self._silent = not self._waking, silent
+        self._waking.extend(self._waiting)
+        self._waiting.clear()
+        if idle:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        for _ in range(min(AT_ONCE, len(self._waking))):
+            waiter = self._waking.popleft()
+            if not waiter.done():
+                waiter.set_result(not self._silent)
+        if self._waking:
+            self._loop.call_soon(self._wake_some)
+
+    def close(self) -> None:
+        """Nobody follows it any more."""
+        self._beat.cancel()
 
 
 class Hub:
@@ -108,7 +144,7 @@ class Hub:
     @contextmanager
     def following(self, job_id: str, key_id: str) -> Iterator[Channel]:
         """The job's channel while the block follows it on behalf of a key."""
-        channel, followers = self._channels.get(job_id) or (Channel(), 0)
+        channel, followers = self._channels.get(job_id) or (Channel(self._settings.stream_heartbeat), 0)
         self._channels[job_id] = channel, followers + 1
         self._keys[key_id] += 1
         if not followers:
@@ -121,6 +157,7 @@ class Hub:
             self._keys[key_id] -= 1
             if not followers:
                 del self._channels[job_id]
+                channel.close()
             if not self._keys[key_id]:
                 del self._keys[key_id]
                 self._revoked.discard(key_id)
@@ -211,8 +248,7 @@ class Hub:
                 self._channels[job_id][0].tell(told, last=max(last, told[-1].seq if told else 0), ended=ended)
 
     def _seen(self, job_id: str) -> int:
-        channel, _ = self._channels.get(job_id) or (Channel(), 0)
-        return channel.last
+        return self._channels[job_id][0].last if job_id in self._channels else -1
 
     async def _check_keys(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -234,6 +270,11 @@ class Hub:
 
 def _told(rows: Iterable[Row]) -> list[Told]:
     return [Told(row.seq, frame(row)) for row in rows]
+
+
+def joined(told: list[Told]) -> Told:
+    """Several, at least one, as one."""
+    return Told(told[-1].seq, b"".join(each.frame for each in told))
 
 
 def frame(row: Row) -> bytes:

@@ -13,7 +13,6 @@ from app.events import service, stream
 from app.events.schemas import Event, EventPage
 from app.jobs import service as jobs
 from app.pages import After, limit, page
-from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/events", tags=["Fine-tuning jobs"])
 
@@ -50,13 +49,12 @@ async def list_events(
     if live is False or (live is None and not accepts_stream(request.headers.get("accept", ""))):
         rows, more = await service.listed(db, job, after=after, limit=limit)
         return page([Event.of(row) for row in rows], more)
-    state, settings = request.app.state, request.app.state.settings
     seen = await service.number(db, job, last_event_id=last_event_id, after=after)
-    return _live(state, settings, job.id, caller.key_id, seen)
+    return _live(request.app.state, job.id, caller.key_id, seen)
 
 
-def _live(state: Any, settings: Settings, job_id: str, key_id: str, seen: int) -> Response:
-    content = stream.told(state.hub, job_id, key_id, after=seen, heartbeat=settings.stream_heartbeat)
+def _live(state: Any, job_id: str, key_id: str, seen: int) -> Response:
+    content = stream.told(state.hub, job_id, key_id, after=seen)
     return stream.Live(content, place=state.rates.streaming(key_id), media_type=STREAM)
 
 

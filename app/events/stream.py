@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.types import Receive, Scope, Send
 
 from app.db import is_outage
-from app.events.hub import Channel, Hub, Told
+from app.events.hub import Channel, Hub, Told, joined
 
 RETRY = b"retry: 2000\n"
 """Milliseconds after which a browser's EventSource comes again. Without an empty line, which official clients take for an event."""
@@ -46,48 +46,46 @@ class Live(StreamingResponse):
                     await self._content.aclose()
 
 
-async def told(hub: Hub, job_id: str, key_id: str, *, after: int, heartbeat: float) -> AsyncGenerator[bytes]:
-    """The job's events behind number `after` as they come.
+async def told(hub: Hub, job_id: str, key_id: str, *, after: int) -> AsyncGenerator[bytes]:
+    """The job's events behind number `after` as they come, and a comment where there are none for long.
 
     Args:
         key_id: On whose behalf; the stream ends when it is revoked.
-        heartbeat: Seconds of silence after which a comment is sent.
     """
     yield RETRY
     with hub.following(job_id, key_id) as channel:
         while not hub.is_over(key_id):
-            news = channel.news
-            frames = await _behind(hub, channel, job_id, after)
-            if frames:
-                after = frames[-1].seq
-                yield b"".join(each.frame for each in frames)
-            elif channel.ended and channel.last <= after:
+            found = channel.after(after) or await _older(hub, channel, job_id, after)
+            if found.seq > after:
+                after = found.seq
+                yield found.frame
+            elif channel.last > after:  # the database was away, or something came while it was asked
+                continue
+            elif channel.ended:
                 yield DONE
                 return
-            elif not await came(news, heartbeat):
+            elif not await channel.news():
                 yield HEARTBEAT
 
 
-async def came(news: asyncio.Event, seconds: float) -> bool:
+async def came(news: asyncio.Future[bool], seconds: float) -> bool:
     """Whether something came within so many seconds."""
     try:
         async with asyncio.timeout(seconds):
-            await news.wait()
+            return await news
     except TimeoutError:
         return False
-    return True
 
 
-async def _behind(hub: Hub, channel: Channel, job_id: str, after: int) -> list[Told]:
-    """What is to be sent next: of what the channel keeps, or from the database where that does not reach back so far."""
-    frames = channel.after(after)
-    if frames is not None:
-        return frames
+async def _older(hub: Hub, channel: Channel, job_id: str, after: int) -> Told:
+    """What is to be sent next where the channel does not reach back so far: from the database, or what it keeps if that has no more."""
+    last = channel.last
     try:
-        return await hub.older(job_id, after) or channel.recent()
+        found = await hub.older(job_id, after) or [each for each in channel.recent() if each.seq > after]
+        return joined(found) if found else Told(last, b"")
     except (DBAPIError, PoolTimeout, ConnectionError, TimeoutError) as problem:
         if not is_outage(problem) and not isinstance(problem, PoolTimeout):
             raise
         log.warning("history_not_read", error=type(problem).__name__)
         await asyncio.sleep(OUTAGE_SECONDS)
-        return []
+        return Told(after, b"")

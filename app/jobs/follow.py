@@ -32,8 +32,9 @@ async def lines(
     loop = asyncio.get_running_loop()
     with hub.following(job_id, key_id) as channel:
         found, told, found_at = await find(), channel.last, loop.time()
+        news = channel.news()
         while not hub.is_over(key_id):
-            news, ended = channel.news, channel.ended
+            news, ended = channel.news() if news.done() else news, channel.ended
             async for shown in follower.new(found, replace(reader, over=reader.over or ended)):
                 yield shown
                 if hub.is_over(key_id):

@@ -125,6 +125,16 @@ async def test_a_history_longer_than_what_is_kept_in_memory_comes_whole(
     assert numbers(came) == list(range(1, 8 * hub.RECENT + 3))
 
 
+async def test_a_stream_of_a_job_whose_events_are_not_kept_any_more_ends(
+    service: Service, client: OpenAI, db: Database
+) -> None:
+    job_id = create(client)
+    await move(db, job_id, "failed")
+    async with db.transaction() as session:
+        await session.execute(text("delete from events where job_id = :job"), {"job": job_id})
+    assert [sent.data for sent in whole(service, job_id) if sent.data] == ["[DONE]"]
+
+
 async def test_the_official_clients_own_stream_reads_it(client: OpenAI, db: Database) -> None:
     job_id = create(client)
     await tell(db, job_id, "Step 1/2: training loss 0.50", type="metrics")
