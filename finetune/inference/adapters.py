@@ -21,7 +21,7 @@ from finetune import environment, s3
 from finetune.exit_codes import StepError
 from finetune.inference.request import AdapterSource
 from finetune.model import cache, prune
-from finetune.model.peft_folder import CONFIG, TEMPLATE, WEIGHTS, Imported, lora_fields, vouched
+from finetune.model.peft_folder import CONFIG, TEMPLATE, VECTORS, WEIGHTS, Imported, lora_fields, vouched
 from finetune.steps import S3, Base, Manifest
 
 Client = s3.S3Client | None
@@ -38,6 +38,7 @@ class AdapterFiles:
         template: The chat template it was trained with; None for the base's own.
         lora: The fields of adapter_config.json that make it (`peft_folder.LORA_FIELDS`).
         size: Bytes of its weights.
+        questions: The vectors of its training questions (finetune.inference.routing); None if it came without.
     """
 
     key: str
@@ -45,6 +46,7 @@ class AdapterFiles:
     template: str | None
     lora: dict[str, Any]
     size: int
+    questions: Path | None = None
 
 
 def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow_local: bool) -> AdapterFiles:
@@ -86,7 +88,8 @@ def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow
     template = manifest.base.template
     if template is None and (own := place / TEMPLATE).is_file():
         template = own.read_text(encoding="utf-8")
-    return AdapterFiles(key, place, template, _lora(source, place / CONFIG), wanted[WEIGHTS].size)
+    questions = place / VECTORS if VECTORS in wanted else None
+    return AdapterFiles(key, place, template, _lora(source, place / CONFIG), wanted[WEIGHTS].size, questions)
 
 
 def _manifest(source: AdapterSource, client: Client) -> tuple[Manifest | Imported, str]:
@@ -110,7 +113,7 @@ def _wanted(source: AdapterSource, manifest: Manifest | Imported) -> dict[str, M
     below = source.uri.removeprefix(root)
     if missing := [name for name in (CONFIG, WEIGHTS) if below + name not in listed]:
         raise _mismatch(source, f"the manifest lists no {below}{missing[0]}")
-    return {name: listed[below + name] for name in (CONFIG, WEIGHTS, TEMPLATE) if below + name in listed}
+    return {name: listed[below + name] for name in (CONFIG, WEIGHTS, TEMPLATE, VECTORS) if below + name in listed}
 
 
 def _whole(place: Path, wanted: Mapping[str, Manifest.File]) -> bool:

@@ -1,40 +1,41 @@
-"""The engine: one base in memory, a queue before it, and one thread that makes tokens for a few requests in turn.
+"""The engine: one base in memory, a queue before it, and one thread that makes tokens for many requests at once.
 
-Each request has its own cache of keys and values and gets slices of time, so an answer never depends on who else is asking.
-A request for another base waits until those before it are answered; then the base is exchanged. Knows no HTTP.
+Requests that come within a short window begin together, later ones join between two tokens; each row of a batch has its
+adapters, its sampling and its end. What cannot stand in one batch (finetune.inference.generation) takes turns. A request for
+another base waits until those before it are answered; then the base is exchanged. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from finetune import environment
 from finetune.exit_codes import StepError
-from finetune.inference import adapters, errors, model, prompt
-from finetune.inference.adapters import AdapterFiles
+from finetune.inference import errors, model
+from finetune.inference.answering import Answering
 from finetune.inference.errors import EngineError
-from finetune.inference.generation import Generation, Piece
-from finetune.inference.prompt import Prompt
-from finetune.inference.request import AdapterSource, ChatRequest
+from finetune.inference.finding import Finder
+from finetune.inference.generation import Answer, Batch, Piece, Reading, Row, read_part, read_together
+from finetune.inference.request import ChatRequest
 from finetune.inference.sampling import Sampling
-from finetune.model import cache, fetch, loading
-from finetune.steps import S3, Base, ModelSource
+from finetune.inference.settling import Settling
+from finetune.model import loading
+from finetune.steps import Base
 
 log = logging.getLogger("finetune.engine")
 
-SLICE_SECONDS = 0.05
-"""How long one request computes before another's turn comes: switching adapters costs some milliseconds."""
+READ_TOKENS = 1024
+"""Tokens of prompts that are read at once, padding counted; then answers under way have their turn."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Options:
     Attributes:
         cache: The content-addressed cache of bases and adapters.
         queue: Requests taken in at once, computing and waiting; further ones get 429.
-        together: Requests that compute in turn; the others wait.
+        together: Answers in the making at once; further requests wait.
+        batch_tokens: Tokens a batch holds, padding counted; answers that do not fit go on in another, in turn.
+        window: Seconds that the first request waits for others to begin with.
         max_adapters: Adapters in memory.
         max_adapter_bytes: Of all adapters in memory.
         max_tokens: Tokens an answer gets where the request does not say.
@@ -54,73 +57,14 @@ class Options:
 
     cache: Path
     queue: int = 64
-    together: int = 4
+    together: int = 16
+    batch_tokens: int = 32768
+    window: float = 0.005
     max_adapters: int = 16
     max_adapter_bytes: int = 2 << 30
     max_tokens: int = 1024
     idle_seconds: float = 0.0
     allow_local: bool = False
-
-
-@dataclass(frozen=True)
-class Done:
-    """The last thing of an answer: what it took, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a request needs, found and checked."""
-
-    folder: Path
-    base: Base
-    adapter: AdapterFiles | None
-    prompt: Prompt
-
-
-@dataclass(eq=False)
-class Answering:
-    """A request in the engine: `next` gives its pieces, then `Done`; `cancel` stops the computing of it.
-
-    `fingerprint` names base, adapter, precision and version: equal ones answer equally to equal seeds.
-    """
-
-    request: ChatRequest
-    prepared: Prepared
-    seed: int
-    fingerprint: str
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    events: asyncio.Queue[Piece | Done | EngineError] = field(default_factory=asyncio.Queue)
-    generation: Generation | None = None
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
-        self.cancelled = True
-
-    async def next(self, seconds: float | None = None) -> Piece | Done | None:
-        """What comes next, `Done` at the end; None if nothing comes within `seconds`.
-
-        Raises:
-            EngineError: The answer broke off.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                event = await self.events.get()
-        except TimeoutError:
-            return None
-        if isinstance(event, EngineError):
-            raise event
-        return event
-
-    def tell(self, event: Piece | Done | EngineError) -> None:
-        """Hand an event over from the engine's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody listens
-            self.cancelled = True
 
 
 class Engine:
@@ -134,14 +78,16 @@ class Engine:
         self.options = options
         self._changed = threading.Condition()
         self._waiting: deque[Answering] = deque()
-        self._active: deque[Answering] = deque()
+        self._active: list[Answering] = []
+        self._reading: list[Reading] = []
+        self._batches: list[Batch] = []
         self._unloads: list[threading.Event] = []
         self._taken = 0
         self._closing = False
         self._base: model.LoadedBase | None = None
         self._base_of: Base | None = None
-        self._known: dict[str, tuple[Path, Base]] = {}
-        self._adapters: dict[tuple[AdapterSource, str], AdapterFiles] = {}
+        self._finder = Finder(options.cache, allow_local=options.allow_local, most=options.max_tokens)
+        self._settling = Settling(options.max_tokens)
         self._preparing = ThreadPoolExecutor(4, "prepare")
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -163,11 +109,10 @@ class Engine:
         return {
             "loaded_base": self._base_of.model_dump(include={"id", "revision"}) if self._base_of else None,
             "precision": base.precision if base else None,
-            "adapters": [
-                source.id for (source, _), files in list(self._adapters.items()) if base and files.key in base.adapters
-            ],
+            "adapters": self._finder.names(lambda key: key in base.adapters) if base else [],
             "computing": len(self._active),
             "waiting": len(self._waiting),
+            "batches": [len(batch.rows) for batch in list(self._batches)],
         }
 
     async def submit(self, request: ChatRequest) -> Answering:
@@ -182,15 +127,14 @@ class Engine:
             )
         self._taken += 1
         try:
-            prepared = await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, request)
+            prepared = await asyncio.get_running_loop().run_in_executor(self._preparing, self._finder.find, request)
         except StepError as problem:
             self._taken -= 1
             raise errors.of_step(problem) from problem
         except BaseException:
             self._taken -= 1
             raise
-        seed = request.seed if request.seed is not None else secrets.randbits(62)
-        answering = Answering(request, prepared, seed, _fingerprint(prepared))
+        answering = Answering(request, prepared, request.seed if request.seed is not None else secrets.randbits(62))
         with self._changed:
             self._waiting.append(answering)
             self._changed.notify_all()
@@ -209,67 +153,184 @@ class Engine:
             self._changed.notify_all()
         await asyncio.to_thread(dropped.wait)
 
-    def _prepare(self, request: ChatRequest) -> Prepared:
-        target, access = request.llamaflow, S3()
-        folder, base = self._obtain(target.base, access)
-        files = None
-        if target.adapter is not None:
-            known = (target.adapter, base.revision)
-            files = self._adapters.get(known)
-            if files is None or not files.folder.is_dir():
-                files = adapters.obtain(
-                    target.adapter, base, access, self.options.cache, allow_local=self.options.allow_local
-                )
-                self._adapters[known] = files
-            cache.touch(files.folder)
-        template = files.template if files is not None else base.template
-        return Prepared(folder, base, files, prompt.build(request, folder, template, most=self.options.max_tokens))
-
-    def _obtain(self, source: ModelSource, access: S3) -> tuple[Path, Base]:
-        key = source.model_dump_json()
-        known = self._known.get(key)
-        if known is None or not known[0].is_dir():
-            folder, base, _ = fetch.obtain(source, access, self.options.cache)
-            known = self._known[key] = folder, base
-        elif source.kind != "path":
-            cache.touch(known[0])
-        return known
-
     # ---- the computing thread -----------------------------------------------------------------------------------
 
     def _work(self) -> None:
         loading.use_threads()
-        while (answering := self._next()) is not None:
-            try:
-                self._advance(answering)
-            except StepError as problem:
-                self._fail(answering, errors.of_step(problem))
-            except Exception as problem:
-                log.exception("an answer broke off")
-                self._fail(answering, _as_error(problem))
+        while self._has_work():
+            self._drop_cancelled()
+            self._admit()
+            if self._reading:
+                self._guarded(self._read, [reading.owner for reading in self._reading])
+            for batch in list(self._batches):
+                self._guarded(lambda batch=batch: self._step(batch), [row.owner for row in batch.rows])
+            self._batches = [batch for batch in self._batches if batch.rows]
 
-    def _next(self) -> Answering | None:
-        """Whose turn it is; waits until there is somebody. None: the engine closes."""
+    def _has_work(self) -> bool:
+        """Wait until there is something to do; False: the engine closes."""
         with self._changed:
             while not self._closing:
-                self._active = deque(answering for answering in self._active if not answering.cancelled)
-                self._admit()
                 if self._active:
-                    self._active.rotate(-1)
-                    return self._active[-1]
+                    return True
                 self._settle_unloads()
-                if not self._waiting and not self._changed.wait(self._patience()) and not self._waiting:
+                if self._waiting:
+                    self._wait_for_others()
+                    return not self._closing
+                if not self._changed.wait(self._patience()) and not self._waiting:
                     self._drop()
-        return None
+        return False
+
+    def _wait_for_others(self) -> None:
+        """Let those that come at the same time begin together."""
+        until = time.monotonic() + self.options.window
+        while len(self._waiting) < self.options.together and not self._closing:
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
 
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self.options.together and not self._unloads:
+        """Begin the requests whose turn it is, in the order they came."""
+        while self._waiting and not self._unloads:
             first = self._waiting[0]
-            if self._active and self._active[0].prepared.base != first.prepared.base:
+            if not first.cancelled and not self._has_place(first):
                 return
             self._waiting.popleft()
-            if not first.cancelled:
-                self._active.append(first)
+            if first.cancelled:
+                continue
+            self._active.append(first)
+            self._guarded(lambda first=first: self._begin(first), [first])
+
+    def _has_place(self, answering: Answering) -> bool:
+        """Whether a request can begin beside those under way. With nothing under way, any can."""
+        if not self._active:
+            return True
+        taken = sum(one.request.n for one in self._active)
+        if taken + answering.request.n > self.options.together or self._base_of != answering.prepared.base:
+            return False
+        needed = answering.prepared.adapters
+        return self._base is not None and self._base.has_room(needed, self._in_use())
+
+    def _begin(self, answering: Answering) -> None:
+        base = self._ready(answering)
+        answering.settled, needed = self._settling.settle(base, answering)
+        base.load(needed, self._in_use())
+        mix = answering.settled.mix
+        if len(mix) > 1 and (odd := [files for files in needed if not base.is_plain(files.key)]):
+            message = f"{len(odd)} of the adapters cannot be mixed token by token (DoRA, or beside embeddings)."
+            raise errors.bad(message, "model", "unsupported_operation")
+        answering.open = answering.request.n
+        given = answering.settled.prompt
+        answers = [_answer(answering, index) for index in range(answering.request.n)]
+        self._reading.append(Reading(given.ids, mix, answers, answering))
+
+    def _read(self) -> None:
+        """Read the prompt of the first, as far as it goes at once; others with it if they are short."""
+        base = self._loaded()
+        first = self._reading[0]
+        if not base.joinable or first.left > READ_TOKENS or first.done or self._kind(first) is not None:
+            most = READ_TOKENS if base.joinable else first.left
+            scores = read_part(base, first, most, self._in_use())
+            if first.left:
+                self._reading.append(self._reading.pop(0))
+                return
+            together, cache = [first], first.cache
+        else:
+            together = self._alike()
+            scores, cache = read_together(base, together, self._in_use())
+        self._reading = [reading for reading in self._reading if reading not in together]
+        if cache is not None:
+            self._join(together, scores, cache)
+
+    def _alike(self) -> list[Reading]:
+        """Prompts that are read in one go with the first: of like kind, and with it not too long."""
+        chosen: list[Reading] = []
+        for reading in self._reading:
+            longest = max(len(other.ids) for other in [*chosen, reading])
+            if reading.done or self._kind(reading) is not None:
+                continue
+            if longest * (len(chosen) + 1) <= READ_TOKENS or not chosen:
+                chosen.append(reading)
+        return chosen
+
+    def _join(self, readings: list[Reading], scores: torch.Tensor, cache: object) -> None:
+        """Bring prompts that were read into a batch they fit into, or into a new one."""
+        count, longest = sum(len(one.answers) for one in readings), max(len(one.ids) for one in readings)
+        kind, base = self._kind(readings[0]), self._loaded()
+        batch = next(
+            (one for one in self._batches if one.kind == kind and one.takes(count, longest, self.options.batch_tokens)),
+            None,
+        )
+        if batch is None:
+            batch = Batch(base, kind, closed=not base.joinable)
+            self._batches.append(batch)
+        self._tell(batch.begin(readings, scores, cache))  # type: ignore[arg-type]
+
+    def _kind(self, reading: Reading) -> str | None:
+        """The adapter that keeps a prompt from standing beside others; None if nothing does."""
+        return next((key for key in reading.mix if not self._loaded().is_plain(key)), None)
+
+    def _step(self, batch: Batch) -> None:
+        if batch.rows:
+            self._tell(batch.step(self._in_use()))
+
+    def _tell(self, made: list[tuple[Row, Piece]]) -> None:
+        for row, piece in made:
+            row.owner.pass_on(piece)
+            if not row.owner.open and row.owner in self._active:
+                self._active.remove(row.owner)
+
+    def _in_use(self) -> set[str]:
+        return {key for one in self._active if one.settled is not None for key in one.settled.mix}
+
+    def _drop_cancelled(self) -> None:
+        """Go on without those whose client has hung up."""
+        if any(one.cancelled for one in self._active):
+            self._part_with([one for one in self._active if one.cancelled])
+
+    def _part_with(self, gone: list[Answering]) -> None:
+        self._active = [one for one in self._active if one not in gone]
+        self._reading = [reading for reading in self._reading if reading.owner not in gone]
+        for batch in self._batches:
+            batch.leave(lambda row: row.owner in gone)
+        self._batches = [batch for batch in self._batches if batch.rows]
+
+    def _guarded(self, work: Callable[[], None], owners: list[Answering]) -> None:
+        """Do a piece of work; if it fails, those it was for break off."""
+        try:
+            work()
+        except EngineError as problem:
+            self._fail(owners, problem)
+        except StepError as problem:
+            self._fail(owners, errors.of_step(problem))
+        except Exception as problem:
+            log.exception("answers broke off")
+            self._fail(owners, _as_error(problem))
+
+    def _fail(self, owners: list[Answering], problem: EngineError) -> None:
+        gone = list(dict.fromkeys(owners))
+        for answering in gone:
+            answering.tell(problem)
+        self._part_with(gone)
+
+    # ---- memory -------------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> model.LoadedBase:
+        assert self._base is not None  # noqa: S101  nothing is read or made before `_ready`
+        return self._base
+
+    def _ready(self, answering: Answering) -> model.LoadedBase:
+        prepared = answering.prepared
+        if self._base is None or self._base_of != prepared.base:
+            self._base = self._base_of = None
+            model.free()
+            begin = time.monotonic()
+            options = self.options
+            self._base = model.LoadedBase(
+                prepared.folder, max_adapters=options.max_adapters, max_bytes=options.max_adapter_bytes
+            )
+            self._base_of = prepared.base
+            log.info("loaded %s in %s, %.1f s", prepared.base.id, self._base.precision, time.monotonic() - begin)
+        return self._base
 
     def _settle_unloads(self) -> None:
         if self._unloads:
@@ -284,72 +345,25 @@ class Engine:
         if self._base is not None:
             log.info("dropped %s from memory", self._base_of.id if self._base_of else "the base")
         self._base = self._base_of = None
-        self._adapters.clear()
-        self._known.clear()
+        self._finder.forget()
         model.free()
 
-    def _advance(self, answering: Answering) -> None:
-        """Compute for one request, for a slice of time."""
-        base = self._ready(answering.prepared)
-        base.use(answering.prepared.adapter)
-        if answering.generation is None:
-            answering.generation = _begin(base, answering)
-        until = time.monotonic() + SLICE_SECONDS
-        while not answering.cancelled:
-            for piece in answering.generation.step():
-                answering.tell(piece)
-            if answering.generation.finished:
-                answering.tell(Done(len(answering.prepared.prompt.ids), answering.generation.tokens))
-                self._active.remove(answering)
-                return
-            if time.monotonic() >= until:
-                return
 
-    def _ready(self, prepared: Prepared) -> model.LoadedBase:
-        if self._base is None or self._base_of != prepared.base:
-            self._base = self._base_of = None
-            model.free()
-            begin = time.monotonic()
-            options = self.options
-            self._base = model.LoadedBase(
-                prepared.folder, max_adapters=options.max_adapters, max_bytes=options.max_adapter_bytes
-            )
-            self._base_of = prepared.base
-            log.info("loaded %s in %s, %.1f s", prepared.base.id, self._base.precision, time.monotonic() - begin)
-        return self._base
-
-    def _fail(self, answering: Answering, problem: EngineError) -> None:
-        answering.tell(problem)
-        answering.generation = None
-        if answering in self._active:
-            self._active.remove(answering)
-
-
-def _begin(base: model.LoadedBase, answering: Answering) -> Generation:
-    request, given = answering.request, answering.prepared.prompt
+def _answer(answering: Answering, index: int) -> Answer:
+    request, settled = answering.request, answering.settled
+    assert settled is not None  # noqa: S101  it has begun
     sampling = Sampling(
         request.temperature, request.top_p, request.frequency_penalty, request.presence_penalty, answering.seed
     )
-    return Generation(
-        base,
-        given.ids,
+    given = settled.prompt
+    return Answer(
+        index,
         sampling,
-        count=request.n,
         limit=given.limit,
         ends=frozenset(given.tokenizer.eos_ids),
         decode=given.tokenizer.decode,
         stops=request.stop,
     )
-
-
-def _fingerprint(prepared: Prepared) -> str:
-    facts = (
-        prepared.base.revision,
-        prepared.adapter.key if prepared.adapter else "",
-        environment.precision(),
-        torch.__version__,
-    )
-    return "fp_" + hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def _as_error(problem: Exception) -> EngineError:

@@ -21,7 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from finetune.inference import request as wire
-from finetune.inference.engine import Answering, Done, Engine
+from finetune.inference.answering import Answering, Done
+from finetune.inference.engine import Engine
 from finetune.inference.errors import EngineError, bad
 from finetune.inference.generation import Piece
 
@@ -116,7 +117,7 @@ class Reply:
             }
             for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
         ]
-        return self._head("chat.completion") | {"choices": choices, "usage": _usage(event)}
+        return self._head("chat.completion") | {"choices": choices, "usage": _usage(event)} | self._told()
 
     async def _frames(self, first: Piece | Done | None, ping_seconds: float) -> AsyncIterator[bytes]:
         """The stream: a role chunk an answer, its pieces, why it ended, perhaps the usage, `[DONE]`."""
@@ -142,7 +143,13 @@ class Reply:
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         usage: dict[str, Any] = {"usage": None} if self._answering.request.stream_options.include_usage else {}
-        return _frame(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
+        told = self._told() if reason else {}
+        return _frame(self._head("chat.completion.chunk") | {"choices": [choice]} | usage | told)
+
+    def _told(self) -> dict[str, Any]:
+        """`llamaflow`: how a combination chose what answers; with the last chunk of a streamed answer."""
+        settled = self._answering.settled
+        return {"llamaflow": settled.told} if settled is not None and settled.told is not None else {}
 
     def _head(self, kind: str) -> dict[str, Any]:
         fingerprint = self._answering.fingerprint

@@ -106,14 +106,54 @@ class AdapterSource(BaseModel):
     manifest_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
 
+class Member(BaseModel):
+    """One adapter of a combination, and the name that answers call it by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=512)
+    adapter: AdapterSource
+
+
+class Combination(BaseModel):
+    """Several adapters for one request.
+
+    Attributes:
+        members: At least two.
+        method: `route`: the whole request goes to one of them, or to the base; `arrow`: each token chooses; None: `route`
+            where every member has question vectors, else `arrow`.
+        threshold: Of route: the score below which the base answers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    members: list[Member] = Field(min_length=2, max_length=8)
+    method: Literal["route", "arrow"] | None = None
+    threshold: float | None = Field(None, ge=-1, le=1)
+
+
 class Target(BaseModel):
-    """`llamaflow`: the base, the adapter on it if any, and whether the one message is the prompt as it is, without a template."""
+    """`llamaflow`: the base, and what stands on it: an adapter, several, or none.
+
+    Attributes:
+        base: Where it comes from.
+        adapter: The one adapter.
+        combination: Instead of it.
+        raw: The one message is the prompt as it is, without a template.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: ModelSource
     adapter: AdapterSource | None = None
+    combination: Combination | None = None
     raw: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        if self.adapter is not None and self.combination is not None:
+            raise ValueError("either adapter or combination is expected")
+        return self
 
 
 class ChatRequest(BaseModel):
@@ -143,6 +183,11 @@ class ChatRequest(BaseModel):
     def limit(self) -> int | None:
         """Tokens an answer may have; the newer name wins."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def question(self) -> str:
+        """The last thing the user said."""
+        said = [message.content for message in self.messages if message.role == "user"]
+        return said[-1] if said else self.messages[-1].content
 
     def turns(self) -> list[Message]:
         """The conversation as templates know it."""

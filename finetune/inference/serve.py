@@ -60,6 +60,8 @@ def _serve(given: argparse.Namespace, token: str | None, listener: socket.socket
         cache=environment.cache_dir(str(given.cache) if given.cache else None),
         queue=given.queue,
         together=given.together,
+        batch_tokens=given.batch_tokens,
+        window=given.window_ms / 1000,
         max_adapters=given.max_adapters,
         max_adapter_bytes=given.max_adapter_mb << 20,
         max_tokens=given.max_tokens,
@@ -85,7 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--queue", type=int, default=64, help="requests taken in at once, further ones get 429 (default: %(default)s)"
     )
-    parser.add_argument("--together", type=int, default=4, help="requests that compute in turn (default: %(default)s)")
+    parser.add_argument("--together", type=int, default=16, help="answers in the making at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=32768, help="tokens a batch holds, padding counted (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--window-ms",
+        type=float,
+        default=5.0,
+        help="how long the first request waits for others to begin with (default: %(default)s)",
+    )
     parser.add_argument("--max-adapters", type=int, default=16, help="adapters in memory (default: %(default)s)")
     parser.add_argument(
         "--max-adapter-mb", type=int, default=2048, help="MiB of adapters in memory (default: %(default)s)"

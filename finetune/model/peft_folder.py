@@ -18,6 +18,8 @@ from finetune.steps import Manifest, ModelSource, StepFile
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TEMPLATE = "chat_template.jinja"
+VECTORS = "question_vectors.safetensors"
+"""Beside an adapter: what the base makes of its training questions, by which a combination chooses among adapters."""
 
 LORA_FIELDS = (
     "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "use_dora",

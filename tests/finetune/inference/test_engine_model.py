@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from finetune.data.row import Message
 from finetune.exit_codes import StepError
 from finetune.inference.adapters import AdapterFiles, obtain
+from finetune.inference.answering import Done
 from finetune.inference.engine import Engine, Options
-from finetune.inference.generation import Generation
+from finetune.inference.generation import Answer, Batch, Reading, read_together
 from finetune.inference.model import LoadedBase
 from finetune.inference.prompt import tokenizer_of
 from finetune.inference.request import AdapterSource, parse
@@ -49,33 +50,58 @@ def loaded(base: Any) -> LoadedBase:
     return LoadedBase(base.folder, max_adapters=1, max_bytes=1 << 30)
 
 
-def scores(loaded: LoadedBase) -> torch.Tensor:
-    """Of the token after `PROMPT`."""
-    return loaded.forward(PROMPT, DynamicCache(config=loaded.model.config)).clone()
+def scores(loaded: LoadedBase, *mixes: tuple[str, ...]) -> torch.Tensor:
+    """Of the token after `PROMPT`, in a batch with a row for each mix."""
+    ids = PROMPT.repeat(max(1, len(mixes)), 1)
+    return loaded.forward(ids, DynamicCache(config=loaded.model.config), mixes or None).clone()
 
 
 def test_the_base_is_the_same_to_the_bit_with_adapters_loaded(
-    loaded: LoadedBase, files: Callable[[Path], AdapterFiles], adapter: Path, second_adapter: Path
+    base: Any, files: Callable[[Path], AdapterFiles], adapter: Path, second_adapter: Path
 ) -> None:
-    alone = scores(loaded)
-    for prefix in (adapter, second_adapter):
-        loaded.use(files(prefix))
-        assert not torch.equal(scores(loaded), alone)
-        loaded.use(None)
-        assert torch.equal(scores(loaded), alone)
+    loaded = LoadedBase(base.folder, max_adapters=2, max_bytes=1 << 30)
+    one, three = scores(loaded), scores(loaded, (), (), ())
+    first, second = files(adapter), files(second_adapter)
+    loaded.load([first, second])
+    assert not torch.equal(scores(loaded, (first.key,)), one)
+    assert torch.equal(scores(loaded), one)
+    mixed = scores(loaded, (first.key,), (), (second.key,))
+    assert torch.equal(mixed[1], three[1])
+    assert not torch.equal(mixed[0], three[0])
+    assert torch.equal(scores(loaded, (), (), ()), three)
 
 
-def test_the_longest_unused_adapter_goes_first(
+def test_a_mixed_batch_computes_what_pefts_own_does(
+    base: Any, files: Callable[[Path], AdapterFiles], adapter: Path, second_adapter: Path
+) -> None:
+    loaded = LoadedBase(base.folder, max_adapters=2, max_bytes=1 << 30)
+    first, second = files(adapter), files(second_adapter)
+    loaded.load([first, second])
+    mine = scores(loaded, (first.key,), (), (second.key,), (first.key,))
+    peft = loaded._peft
+    peft.base_model.enable_adapter_layers()
+    loaded._stacked.choose(None)
+    with torch.inference_mode():
+        names = [first.key, "__base__", second.key, first.key]
+        theirs = peft(input_ids=PROMPT.repeat(4, 1), adapter_names=names).logits[:, -1]
+    assert loaded.precision == "float32"
+    assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_the_longest_unused_adapter_goes_first_and_none_in_use(
     loaded: LoadedBase, files: Callable[[Path], AdapterFiles], adapter: Path, second_adapter: Path
 ) -> None:
     first, second = files(adapter), files(second_adapter)
-    loaded.use(first)
-    wanted = scores(loaded)
-    loaded.use(second)
+    loaded.load([first])
+    wanted = scores(loaded, (first.key,))
+    assert not loaded.has_room([second], {first.key})
+    loaded.load([second], in_use={first.key})
+    assert loaded.adapters == [first.key, second.key]
+    loaded.load([second])
     assert loaded.adapters == [second.key]
-    loaded.use(first)
+    loaded.load([first])
     assert loaded.adapters == [first.key]
-    assert torch.equal(scores(loaded), wanted)
+    assert torch.equal(scores(loaded, (first.key,)), wanted)
 
 
 def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
@@ -85,9 +111,9 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
     bad = AdapterFiles("wrong", good.folder, None, good.lora | {"r": 4}, good.size)
     for _ in range(2):
         with pytest.raises(StepError, match="does not fit its base"):
-            loaded.use(bad)
+            loaded.load([bad])
         assert torch.equal(scores(loaded), alone)
-    loaded.use(good)
+    loaded.load([good])
     assert loaded.adapters == [good.key]
 
 
@@ -99,12 +125,14 @@ def test_greedy_answers_are_those_of_transformers(base: Any, loaded: LoadedBase)
         0, len(prompt) :
     ]
     seen: list[int] = []
-    generation = Generation(
-        loaded, prompt, Sampling(temperature=0), count=1, limit=24, ends=frozenset(tokenizer.eos_ids),
+    answer = Answer(
+        0, Sampling(temperature=0), limit=24, ends=frozenset(tokenizer.eos_ids),
         decode=lambda ids: seen.extend(ids[len(seen) :]) or "", stops=(),
     )  # fmt: skip
-    while not generation.finished:
-        generation.step()
+    batch, reading = Batch(loaded), Reading(prompt, (), [answer])
+    batch.begin([reading], *read_together(loaded, [reading]))
+    while batch.rows:
+        batch.step()
     assert seen == ids.tolist()
 
 
@@ -120,7 +148,7 @@ async def test_an_idle_base_is_dropped_and_comes_back(base: Any, tmp_path: Path)
         }
         for _ in range(2):
             answering = await engine.submit(parse(body))
-            while await answering.next(20) is not None and answering.generation and not answering.generation.finished:
+            while not isinstance(await answering.next(20), Done):
                 pass
             engine.release(answering)
             await asyncio.to_thread(wait_until_dropped, engine)
