@@ -109,7 +109,7 @@ class Hyperparameters(Spec):
         None,
         description="Validations in a row without a lower loss that end the training; the best weights are taken. Left out: none.",
     )
-    packing: Bool = Field(False, description="Several examples in one row, attention kept inside each.")
+    packing: Bool = Field(False, description="Several examples in one line, attention kept inside each.")
 
 
 class Lora(Spec):
@@ -141,17 +141,21 @@ class Data(Spec):
     validation_split: Float = Field(0.0, description="Share of the training rows held out for validation.", ge=0, lt=1)
 
 
+Metric = Literal["loss", "token_accuracy", "exact_match", "contains", "chrf"]
+
+
 class Gate(Spec):
-    """The quality gate: the new adapter is promoted only if it passes."""
+    """The quality gate: the new version is promoted only if it passes, on held-out rows."""
 
-    metric: str
-    min: Float | None = None
-    better_than: Literal["base", "current"] = "base"
-    min_delta: Float = 0.0
-    confidence: Float | None = None
-
-
-Metric = Literal["loss", "token_accuracy", "exact_match", "contains"]
+    metric: Metric = Field(description="What decides. All but loss are better the higher, and lie between 0 and 1.")
+    min: Annotated[Float, Field(ge=0, le=1)] | None = Field(None, description="What it must reach; not with loss.")
+    better_than: Literal["base", "current"] = Field(
+        "base", description="current: the version the adapter's name answers with; without one the base."
+    )
+    min_delta: Float = Field(0.0, description="By more than this it must be better; a tie is none.", ge=0)
+    confidence: Annotated[Float, Field(ge=0.5, lt=1)] | None = Field(
+        None, description="Such as 0.95: the paired interval at this level must lie above min_delta too."
+    )
 
 
 def _default_metrics() -> list[Metric]:
@@ -165,8 +169,10 @@ class Evaluation(Spec):
         default_factory=list, description="Answered by the new adapter at the end, shown in the events.", max_length=32
     )
     metrics: list[Metric] = Field(default_factory=_default_metrics)
-    gate: Gate | None = None
-    on_reject: Literal["keep", "fail"] = "keep"
+    gate: Gate | None = Field(None, description="Left out: the version is promoted without being compared.")
+    on_reject: Literal["keep", "fail"] = Field(
+        "keep", description="keep: the job succeeds, its version is not promoted. fail: the job fails."
+    )
 
 
 class Output(Spec):
@@ -259,14 +265,12 @@ class JobSpec(Spec):
         return self
 
 
-NOT_YET: tuple[tuple[str, Any, str], ...] = (("hyperparameters.packing", True, "packing"),)
-"""Values the schema knows and this version refuses: field, value, what it would be."""
-
-
 NOT_TOGETHER: tuple[tuple[str, Any, str, Any, str], ...] = (
     ("technique", "full", "execution.backend", "unsloth", "Unsloth trains adapters here; use backend own"),
     ("method.type", "dpo", "execution.backend", "unsloth", "preferences are trained by TRL; leave the backend out"),
     ("method.type", "dpo", "hyperparameters.packing", True, "pairs are not packed; leave it out"),
+    ("execution.backend", "trl", "hyperparameters.packing", True, "our own loop packs; leave one of the two out"),
+    ("execution.backend", "unsloth", "hyperparameters.packing", True, "our own loop packs; leave one of the two out"),
     ("technique", "full", "output.merge", True, "there is no adapter to merge; the result is a whole model already"),
     ("technique", "full", "output.gguf", True, "only an adapter is exported so; leave it out"),
 )
@@ -299,13 +303,15 @@ def unsupported(spec: JobSpec) -> tuple[str, str] | None:
     for one, value, other, against, out in NOT_TOGETHER:
         if _at(spec, one) == value and _at(spec, other) == against:
             return other, f"{other}={against!r} does not go with {one}={value!r}: {out}."
-    for path, value, what in NOT_YET:
-        if _at(spec, path) == value:
-            return path, f"{path}={value!r} is not offered yet ({what}). Leave it out, or see docs/roadmap.md."
-    if spec.evaluation.gate is not None:
+    if (gate := spec.evaluation.gate) is not None and gate.metric == "loss" and gate.min is not None:
+        return (
+            "evaluation.gate.min",
+            "evaluation.gate.min does not go with metric 'loss', which is better the lower. Leave it out.",
+        )
+    if gate is not None and spec.validation_file is None and spec.data.validation_split == 0:
         return (
             "evaluation.gate",
-            "evaluation.gate is not offered yet (the quality gate). Leave it out, or see docs/roadmap.md.",
+            "evaluation.gate compares on held-out rows, and there are none: give validation_file or data.validation_split.",
         )
     return None
 

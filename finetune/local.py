@@ -26,7 +26,7 @@ CHAIN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fetch", "finetune.model.fetch", ()),
     ("prepare", "finetune.data.prepare", ("data", "base", "base_info")),
     ("train", "finetune.train.step", ("prepared", "base", "base_info", "parent")),
-    ("evaluate", "finetune.evaluate.step", ("prepared", "base", "base_info", "adapter")),
+    ("evaluate", "finetune.evaluate.step", ("prepared", "base", "base_info", "adapter", "compared")),
     ("export", "finetune.export.step", ("prepared", "base", "adapter")),
     (
         "upload",
@@ -42,6 +42,7 @@ LEFT: dict[str, str] = {
     "base": "base",
     "base_info": "base.json",
     "parent": "parent",
+    "compared": "compared",
     "prepared": "prepared",
     "resolved": "prepared/resolved.json",
     "statistics": "prepared/statistics.json",

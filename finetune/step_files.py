@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from finetune.config import JobSpec
+from finetune.estimate import device
 from finetune.steps import (
     S3,
+    Comparison,
     DownloadStep,
     EvaluateStep,
     ExportStep,
@@ -29,6 +31,7 @@ def plan(
     cache_dir: str | None = None,
     state_dir: str | None = None,
     mirror: str | None = None,
+    compare: Comparison | None = None,
     code_version: str = "",
     image: str | None = None,
 ) -> dict[str, StepFile]:
@@ -44,17 +47,20 @@ def plan(
         cache_dir: Content-addressed cache shared by jobs.
         state_dir: The job's train/ folder.
         mirror: S3 prefix of the training's state, where tasks share no disk; then there is no state_dir.
+        compare: The promoted version, for a gate.
         code_version: Of LlamaFlow, for the manifest.
         image: The container image by digest, for the manifest.
     """
     output = spec.output
     files: dict[str, StepFile] = {
         "download": DownloadStep(training=training, validation=validation, s3=s3, cache_dir=cache_dir),
-        "fetch": FetchStep(model=model, s3=s3, cache_dir=cache_dir, gguf=output.gguf),
+        "fetch": FetchStep(model=model, compare=compare, s3=s3, cache_dir=cache_dir, gguf=output.gguf),
         "prepare": PrepareStep(
             data=spec.data,
             hyperparameters=spec.hyperparameters,
             technique=spec.technique,
+            lora=spec.lora,
+            room=device.room_of_job(spec.execution),
             seed=spec.seed,
             cache_dir=cache_dir,
         ),

@@ -9,9 +9,10 @@ Hand-over between steps, each a folder or file in the task's working directory:
     DOWNLOAD_DATA  download.json                          -> data/{train,validation}/NNNN-name, data/source.json (Source)
     FETCH_MODEL    fetch.json                             -> base (folder, or link into the cache), base.json (Base),
                                                              parent/ (parent.json; the adapter to go on from, if any)
+                                                             compared/ (the same of the version to compare with, if any)
     PREPARE_DATA   prepare.json data base base.json       -> prepared/ (tokens, resolved.json (Resolved), statistics.json)
     FINE_TUNE      train.json prepared base … parent      -> adapter/ (PEFT folder) or model/, metrics.csv, result.json (Result)
-    EVALUATE       evaluate.json prepared base adapter    -> evaluation.json (EvaluationResult)
+    EVALUATE       evaluate.json prepared base adapter compared -> evaluation.json (EvaluationResult)
     EXPORT_MODEL   export.json prepared base adapter      -> exported/ (merged/, model-f16.gguf, export.json (ExportResult))
     UPLOAD_MODEL   upload.json adapter evaluation.json …  -> model_s3.txt, manifest.json (Manifest)
 """
@@ -99,15 +100,32 @@ class DownloadStep(StepFile):
     cache_dir: str | None = Field(None, description="Raw objects are kept here by key and ETag.")
 
 
+class Comparison(StepFile):
+    """The version that a gate compares with: the one promoted when the job was launched."""
+
+    adapter: Parent
+    needed: bool = Field(description="The gate decides by it; else it is left out where it does not fit the base.")
+
+
 class FetchStep(StepFile):
     """fetch.json"""
 
     model: ModelSource
+    compare: Comparison | None = Field(
+        None, description="Fetched too, for EVALUATE.", exclude_if=lambda compare: compare is None
+    )
     s3: S3 = Field(default_factory=S3)
     cache_dir: str | None = Field(None, description="Bases are kept here by revision.")
     gguf: bool = Field(
         False, description="The result is to be a GGUF file: other bases are refused.", exclude_if=lambda gguf: not gguf
     )
+
+
+class Room(StepFile):
+    """Memory for FINE_TUNE. bytes: what it may count on; None if that is not known before it runs."""
+
+    kind: Literal["cpu", "gpu"]
+    bytes: int | None = None
 
 
 class PrepareStep(StepFile):
@@ -116,6 +134,12 @@ class PrepareStep(StepFile):
     data: Data
     hyperparameters: Hyperparameters
     technique: Technique = Field("lora", description="Decides the automatic learning rate.")
+    lora: Lora = Field(
+        default_factory=Lora, description="Its size counts for memory.", exclude_if=lambda lora: lora == Lora()
+    )
+    room: Room | None = Field(
+        None, description="Left out: the memory of this machine.", exclude_if=lambda room: room is None
+    )
     seed: int
     cache_dir: str | None = None
 
@@ -232,6 +256,15 @@ class Resolved(StepFile):
     save_total_limit: int
     eval_steps: int
     early_stopping_patience: int | None = Field(None, exclude_if=lambda patience: patience is None)
+    packing: bool = Field(False, exclude_if=lambda packing: not packing)
+    micro_batch_tokens: int | None = Field(
+        None,
+        description="Padded tokens of a micro-batch, for the memory there is; left out: FINE_TUNE looks.",
+        exclude_if=lambda tokens: tokens is None,
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Activations are computed twice, where memory is short.", exclude_if=lambda twice: not twice
+    )
     total_steps: int
     n_examples: int
     n_validation: int
@@ -270,6 +303,44 @@ class Result(StepFile):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+class GateResult(StepFile):
+    """What the quality gate found on the held-out rows; whether the version is promoted is settled by the service.
+
+    scores: By `candidate`, `base` and, where it was fetched, `current`: the value of each metric.
+    difference: Of the gate's metric, candidate to the one compared with; positive is better, also of loss.
+    interval: Its paired bootstrap interval at 95 %; bound: its lower end at `confidence`, where that decides.
+    """
+
+    metric: str
+    better_than: Literal["base", "current"]
+    min: float | None
+    min_delta: float
+    confidence: float | None
+    rows: int = Field(description="Compared: those held out; for answers those with a question and an answer.")
+    compared_with: Literal["base", "current"]
+    current: Parent | None = Field(description="The version that was promoted at launch.")
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    bound: float | None = None
+    passed: bool
+    reason: str = Field(description="As the end of a sentence, such as: exact_match 0.91 > 0.84.")
+
+
+class Forgetting(StepFile):
+    """What general questions with known answers say: the mean loss of their answers, in nats a token.
+
+    drift: loss - base_loss. worst: The question whose answer became least likely.
+    """
+
+    prompts: int
+    loss: float
+    base_loss: float
+    drift: float
+    worst: str
+    worst_drift: float
+
+
 class EvaluationResult(StepFile):
     """evaluation.json: the adapter on the held-out rows (`base_*`: the base on the same rows), and what it answers."""
 
@@ -288,6 +359,9 @@ class EvaluationResult(StepFile):
     base_token_accuracy: float | None = None
     exact_match: float | None = None
     contains: float | None = None
+    chrf: float | None = Field(None, exclude_if=lambda chrf: chrf is None)
+    gate: GateResult | None = Field(None, exclude_if=lambda gate: gate is None)
+    forgetting: Forgetting | None = Field(None, exclude_if=lambda found: found is None)
     samples: list[Sample] = Field(default_factory=list)
 
 

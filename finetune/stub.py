@@ -99,9 +99,10 @@ def _download(step: StepFile, inputs: dict[str, Path], out: Path) -> None:
 
 
 def _fetch(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
-    for name in ("base", "parent"):
+    for name in ("base", "parent", "compared"):
         (out / name).mkdir(exist_ok=True)
-    write_atomic(out / "parent" / "parent.json", "{}\n")
+    for name in ("parent", "compared"):
+        write_atomic(out / name / "parent.json", "{}\n")
     write_atomic(out / "base" / "config.json", '{"model_type": "stub"}\n')
     write_atomic(out / "base" / "model.safetensors", _safetensors())
     write_atomic(out / "base.json", cache.describe(step.model, out / "base", cache.fingerprint(out / "base")).text())

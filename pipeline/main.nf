@@ -52,6 +52,7 @@ workflow {
         FETCH_MODEL.out.base,
         FETCH_MODEL.out.info,
         FINE_TUNE.out.adapter,
+        FETCH_MODEL.out.compared,
     )
     EXPORT_MODEL(
         steps.map { dir -> dir.resolve('export.json') }.filter { job -> job.exists() },

@@ -25,7 +25,7 @@ from finetune.data.repeats import find
 from finetune.data.row import Pair, Row
 from finetune.data.shards import sides
 
-SAMPLES = 32
+SAMPLES = 500
 
 
 @dataclass
@@ -168,7 +168,7 @@ def _aside(named: dict[str, Any], text: str) -> tuple[int, str, list[str]]:
 
 
 def samples(folder: Path, files: list[File], data: dict[Split, Data]) -> Iterator[dict[str, Any]]:
-    """Up to 32 held-out questions, evenly spread: {"messages", "wanted"}, or {"prompt", "wanted"}. Plain texts and rows with tools have none.
+    """Up to 500 held-out questions, evenly spread: {"messages", "wanted"}, or {"prompt", "wanted"}. Plain texts and rows with tools have none.
 
     Args:
         folder: With the arrays of the validation split.

@@ -1,4 +1,4 @@
-"""What a model answers to held-out questions: greedy, many at once, and how the answers compare with what was wanted."""
+"""What a model answers to held-out questions: greedy, many at once. How the answers compare with what was wanted: scores.py."""
 
 from __future__ import annotations
 
@@ -92,21 +92,6 @@ def answer_limit(questions: Sequence[Question], tokenizer: TextTokenizer) -> int
     """Tokens answers to `questions` need: those of the longest one wanted and a few more."""
     wanted = [len(tokenizer.ids(question.wanted)) for question in questions if question.wanted is not None]
     return min(LONGEST, max(wanted) + SPARE) if wanted else LONGEST // 4
-
-
-def exact_match(wanted: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of answers that are what was wanted, blanks around them aside."""
-    return _share(answer.strip() == want.strip() for want, answer in zip(wanted, answers, strict=True))
-
-
-def contains(wanted: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of answers in which what was wanted stands, whatever its case."""
-    return _share(want.strip().casefold() in answer.casefold() for want, answer in zip(wanted, answers, strict=True))
-
-
-def _share(hits: Any) -> float:
-    counted = list(hits)
-    return sum(counted) / len(counted) if counted else 0.0
 
 
 def _question(row: dict[str, Any], tokenizer: TextTokenizer) -> Question:

@@ -1,6 +1,7 @@
-"""The part of EVALUATE that needs the model: what was trained and its base, side by side.
+"""The part of EVALUATE that needs the model: what was trained, its base, and the version it is compared with, on the same rows.
 
 An adapter and its base are in memory once, the adapter switched off for the base's turn; a whole model stands beside its base.
+The version compared with comes after them, on the base loaded anew.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +18,111 @@ import torch
 from finetune.config import Evaluation
 from finetune.data.arrays import Examples
 from finetune.data.tokenizer import TextTokenizer, load
-from finetune.evaluate.answers import Question, answer, ask, contains, exact_match, read_questions
-from finetune.evaluate.heldout import HeldOut, held_out
+from finetune.evaluate import forgetting, gate
+from finetune.evaluate.answers import Question, answer, ask, read_questions
+from finetune.evaluate.heldout import by_row
+from finetune.evaluate.scores import OF_ANSWERS, OF_TOKENS, Rows
 from finetune.model import loading
 from finetune.model.product import kind_of
-from finetune.steps import EvaluationResult
+from finetune.steps import EvaluationResult, Parent
 from finetune.train.batches import CPU_TOKENS, GPU_TOKENS
 
 SHOWN = 8
-"""Held-out questions answered by both; all of samples.jsonl are answered by the adapter if a metric needs them."""
+"""Held-out questions shown with both answers."""
+SCORED = 1_000
+"""Held-out questions answered at most, where a metric needs answers."""
 PROMPT_TOKENS = 128
 """Tokens an answer to one of evaluation.prompts gets."""
 
 Untrained = Callable[[], AbstractContextManager[Any]]
 
 
-def measure(asked: Evaluation, prepared: Path, base: Path, adapter: Path) -> EvaluationResult:
+def measure(
+    asked: Evaluation,
+    seed: int,
+    prepared: Path,
+    base: Path,
+    product: Path,
+    compared: Path | None = None,
+    version: Parent | None = None,
+) -> EvaluationResult:
     """Compute what was asked.
 
     Args:
-        asked: Metrics and prompts.
+        asked: Metrics, prompts and the gate.
+        seed: Of the gate's bootstrap.
         prepared: Validation arrays, samples.jsonl, the template in force.
         base: The base's folder.
-        adapter: The adapter's folder, or that of a whole model.
+        product: The adapter's folder, or that of a whole model.
+        compared: The folder of the promoted version, for a gate.
+        version: Which one that is.
     """
     loading.use_threads()
     where = loading.device()
     tokenizer = load(base, (prepared / "chat_template.jinja").read_text(encoding="utf-8"))
-    model, untrained = beside(base, adapter, where)
-    rows = Examples(prepared, "validation")
-    budget = CPU_TOKENS if where.type == "cpu" else GPU_TOKENS
-    tuned = untuned = None
-    if {"loss", "token_accuracy"} & set(asked.metrics):
+    sheet = Sheet.of(asked, prepared, tokenizer, CPU_TOKENS if where.type == "cpu" else GPU_TOKENS)
+    model, untrained = beside(base, product, where)
+    candidate = sheet.scored(model)
+    with untrained() as other:
+        plain = sheet.scored(other, answers=asked.gate is not None)
+    samples = _samples(asked, prepared, model, untrained, tokenizer)
+    told: dict[str, Any] = {}
+    if asked.gate is not None and len(sheet.rows):
+        told["forgetting"] = forgetting.check(model, untrained, tokenizer, sheet.pad_id, sheet.budget)
+        del model, untrained, other
+        current = None if compared is None else sheet.scored(beside(base, compared, where)[0])
+        told["gate"] = gate.decide(asked.gate, candidate, plain, current, version, seed)
+    scores: dict[str, float] = {
+        name: rows.value for name, rows in candidate.items() if name in asked.metrics and len(rows)
+    }
+    scores |= {
+        f"base_{name}": plain[name].value for name in OF_TOKENS if name in asked.metrics and len(plain.get(name, ()))
+    }
+    return EvaluationResult(rows=len(sheet.rows), samples=samples, **scores, **told)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What every model is scored on.
+
+    Attributes:
+        metrics: What is computed.
+        rows: The held-out examples.
+        questions: Those of them that are asked and answered, where a metric needs answers.
+        tokenizer: With the template in force.
+        pad_id: Fills up shorter examples.
+        budget: Padded tokens a micro-batch.
+    """
+
+    metrics: frozenset[str]
+    rows: Examples
+    questions: list[Question]
+    tokenizer: TextTokenizer
+    pad_id: int
+    budget: int
+
+    @classmethod
+    def of(cls, asked: Evaluation, prepared: Path, tokenizer: TextTokenizer, budget: int) -> Sheet:
+        """The sheet of a job."""
+        metrics = frozenset([*asked.metrics, *([asked.gate.metric] if asked.gate else [])])
+        questions = read_questions(prepared / "samples.jsonl", tokenizer, SCORED) if metrics & set(OF_ANSWERS) else []
         pad_id = int(json.loads((prepared / "tokens.json").read_text(encoding="utf-8"))["pad_id"])
-        tuned = held_out(model, rows, pad_id, budget)
-        with untrained() as other:
-            untuned = held_out(other, rows, pad_id, budget)
-    samples, scores = _answers(asked, prepared, model, untrained, tokenizer)
-    return EvaluationResult(rows=len(rows), samples=samples, **scores, **_told(asked, tuned, untuned))
+        return cls(metrics, Examples(prepared, "validation"), questions, tokenizer, pad_id, budget)
+
+    def scored(self, model: Any, *, answers: bool = True) -> dict[str, Rows]:
+        """Metric → its rows. answers: also those for which the questions must be answered."""
+        found: dict[str, Rows] = {}
+        if self.metrics & set(OF_TOKENS):
+            found |= {
+                name: rows
+                for name, rows in by_row(model, self.rows, self.pad_id, self.budget).items()
+                if name in self.metrics
+            }
+        if answers and (wished := self.metrics & set(OF_ANSWERS)):
+            said = answer(model, self.tokenizer, self.questions)
+            wanted = [question.wanted or "" for question in self.questions]
+            found |= {name: OF_ANSWERS[name](wanted, said) for name in wished}
+        return found
 
 
 def beside(base: Path, product: Path, where: torch.device) -> tuple[Any, Untrained]:
@@ -80,31 +149,13 @@ def beside(base: Path, product: Path, where: torch.device) -> tuple[Any, Untrain
     return model, switched_off
 
 
-def _told(asked: Evaluation, tuned: HeldOut | None, untuned: HeldOut | None) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for prefix, score in (("", tuned), ("base_", untuned)):
-        if score is not None and "loss" in asked.metrics:
-            found[f"{prefix}loss"] = score.loss
-        if score is not None and "token_accuracy" in asked.metrics:
-            found[f"{prefix}token_accuracy"] = score.accuracy
-    return found
-
-
-def _answers(
+def _samples(
     asked: Evaluation, prepared: Path, model: Any, untrained: Untrained, tokenizer: TextTokenizer
-) -> tuple[list[EvaluationResult.Sample], dict[str, float]]:
-    """Answered questions to show, and the metrics that are computed from answers."""
-    metrics = {"exact_match": exact_match, "contains": contains}
-    wished = [name for name in metrics if name in asked.metrics]
+) -> list[EvaluationResult.Sample]:
+    """Answered questions to show."""
     shown = read_questions(prepared / "samples.jsonl", tokenizer, SHOWN)
-    scored = read_questions(prepared / "samples.jsonl", tokenizer, 1_000) if wished else []
     own = [ask(prompt, tokenizer) for prompt in asked.prompts]
-    found = _both(model, untrained, tokenizer, shown, None) + _both(model, untrained, tokenizer, own, PROMPT_TOKENS)
-    if not scored:
-        return found, {}
-    answers = answer(model, tokenizer, scored)
-    wanted = [question.wanted or "" for question in scored]
-    return found, {name: metrics[name](wanted, answers) for name in wished}
+    return _both(model, untrained, tokenizer, shown, None) + _both(model, untrained, tokenizer, own, PROMPT_TOKENS)
 
 
 def _both(

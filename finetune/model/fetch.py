@@ -1,6 +1,7 @@
 """FETCH_MODEL: bring the base model into the content-addressed cache, at one exact revision.
 
-Reads fetch.json; writes base (a link into the cache), base.json and parent/ (the adapter to go on from). Sources: the hub
+Reads fetch.json; writes base (a link into the cache), base.json, parent/ (the adapter to go on from) and compared/ (the
+version that a gate compares with). Sources: the hub
 at a commit, an S3 prefix, a local folder, or a Python package that carries a GGUF file (converted once, in a process of
 its own, because that needs torch). The only step that reaches a hub. The inference engine takes its bases through `obtain` too.
 """
@@ -32,7 +33,7 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
     Args:
         step: Where it comes from.
         inputs: None are read.
-        out: Gets base, base.json and parent/.
+        out: Gets base, base.json, parent/ and compared/.
     Raises:
         StepError: `model_not_found`, `model_gated`, `model_unavailable`, `unsupported_model`, and those of S3;
             `unsupported_operation`: it cannot become the GGUF file that was asked for.
@@ -47,11 +48,37 @@ def run(step: FetchStep, inputs: dict[str, Path], out: Path) -> None:
         if cache.hold(kept, folder, (out / "base").absolute()):
             break
     parent.bring(step.model.parent, base, step.s3, kept, out / "parent")
+    left_out = _compared(step, base, kept, out / "compared")
     write_atomic(out / "base.json", base.text())
     size = f"{base.parameters / 1e6:,.1f} million parameters, revision {base.revision[:12]}"
     message = f"Base model {base.id} ({size}) {'was in the cache' if cached else 'was fetched'}."
     message += f" Training goes on from {step.model.parent.id}." if step.model.parent else ""
-    write_report(out, "fetch", message, {"parameters": base.parameters, "revision": base.revision, "cached": cached})
+    data = {"parameters": base.parameters, "revision": base.revision, "cached": cached}
+    if left_out:
+        message, data = f"{message} {left_out}", data | {"warnings": [left_out]}
+    write_report(out, "fetch", message, data)
+
+
+def _compared(step: FetchStep, base: Base, kept: Path, folder: Path) -> str:
+    """Bring the version that a gate compares with; one that does not fit this base is left out unless the gate needs it.
+
+    Returns:
+        Why it was left out, as a sentence; empty if it was not.
+    """
+    if step.compare is None:
+        parent.bring(None, base, step.s3, kept, folder)
+        return ""
+    try:
+        parent.bring(step.compare.adapter, base, step.s3, kept, folder)
+    except StepError as problem:
+        if problem.code.retry:
+            raise
+        if step.compare.needed:
+            out = f"evaluation.gate cannot compare with the promoted version: {problem.message} Use better_than: base."
+            raise StepError(problem.code.name, out, param="evaluation.gate.better_than") from problem
+        parent.bring(None, base, step.s3, kept, folder)
+        return f"The promoted version is not compared with: {problem.message}"
+    return ""
 
 
 def obtain(model: ModelSource, access: S3, folder: Path) -> tuple[Path, Base, bool]:

@@ -1,4 +1,4 @@
-// Base and adapter on the held-out rows.
+// Base, adapter and, for a gate, the promoted version on the held-out rows.
 process EVALUATE {
     tag "${job}"
     label 'heavy'
@@ -10,6 +10,7 @@ process EVALUATE {
     path base
     path base_info
     path adapter
+    path compared
 
     output:
     path 'evaluation.json', emit: evaluation
@@ -18,7 +19,7 @@ process EVALUATE {
     script:
     """
     python -m finetune evaluate --job ${job} --in prepared=${prepared} --in base=${base} \\
-        --in base_info=${base_info} --in adapter=${adapter}
+        --in base_info=${base_info} --in adapter=${adapter} --in compared=${compared}
     """
 
     stub:

@@ -11,6 +11,7 @@ process FETCH_MODEL {
     path 'base', emit: base
     path 'base.json', emit: info
     path 'parent', emit: parent
+    path 'compared', emit: compared
     path 'fetch.report.json', emit: report
 
     script:
