@@ -134,12 +134,8 @@ class PrepareStep(StepFile):
     data: Data
     hyperparameters: Hyperparameters
     technique: Technique = Field("lora", description="Decides the automatic learning rate.")
-    lora: Lora = Field(
-        default_factory=Lora, description="Its size counts for memory.", exclude_if=lambda lora: lora == Lora()
-    )
-    room: Room | None = Field(
-        None, description="Left out: the memory of this machine.", exclude_if=lambda room: room is None
-    )
+    lora: Lora = Field(default_factory=Lora, exclude_if=lambda lora: lora == Lora())
+    room: Room | None = Field(None, description="Left out: this machine's.", exclude_if=lambda room: room is None)
     seed: int
     cache_dir: str | None = None
 
@@ -257,14 +253,8 @@ class Resolved(StepFile):
     eval_steps: int
     early_stopping_patience: int | None = Field(None, exclude_if=lambda patience: patience is None)
     packing: bool = Field(False, exclude_if=lambda packing: not packing)
-    micro_batch_tokens: int | None = Field(
-        None,
-        description="Padded tokens of a micro-batch, for the memory there is; left out: FINE_TUNE looks.",
-        exclude_if=lambda tokens: tokens is None,
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Activations are computed twice, where memory is short.", exclude_if=lambda twice: not twice
-    )
+    micro_batch_tokens: int | None = Field(None, description="By memory.", exclude_if=lambda tokens: tokens is None)
+    gradient_checkpointing: bool = Field(False, description="By memory.", exclude_if=lambda twice: not twice)
     total_steps: int
     n_examples: int
     n_validation: int
@@ -295,11 +285,7 @@ class Result(StepFile):
     threads: int = Field(0, description="Of the arithmetic on a CPU.")
     precision: str = "float32"
     parent: Parent | None = Field(None, description="What it went on from.", exclude_if=lambda parent: parent is None)
-    left_out: str | None = Field(
-        None,
-        description="What of the base an adapter could not be put beside: fused experts.",
-        exclude_if=lambda told: told is None,
-    )
+    left_out: str | None = Field(None, description="What no adapter is beside.", exclude_if=lambda told: told is None)
     versions: dict[str, str] = Field(default_factory=dict)
 
 

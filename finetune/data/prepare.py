@@ -29,9 +29,11 @@ from finetune.data.resolve import resolve
 from finetune.data.sealed import code_sha256, intact, place, seal
 from finetune.data.shards import Task
 from finetune.data.tokenizer import TextTokenizer, load
+from finetune.estimate import device
 from finetune.estimate import prepared as expectation
 from finetune.estimate.result import sentence
 from finetune.exit_codes import StepError
+from finetune.model import packs
 from finetune.model.cache import address, file_sha256, locked, making, touch
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, PrepareStep, Resolved, Source
@@ -50,15 +52,19 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
         StepError: What is wrong with the dataset, with line numbers.
     """
     base = Base.model_validate_json(inputs["base_info"].read_bytes())
+    if step.hyperparameters.packing:
+        packs.require(inputs["base"])
     tokenizer = load(inputs["base"], base.template)
     files = dataset(inputs["data"])
     context = context_length(inputs["base"], tokenizer)
+    room = step.room or device.room_here()
     key = address(
         code_sha256(),
         step.model_copy(update={"cache_dir": None}).text(),
         base.parameters,
         context,
         tokenizer.sha256,
+        room.text(),
         *map(_content, files),
     )
     cache = environment.cache_dir(step.cache_dir)
@@ -68,13 +74,16 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
         if not cached:
             with making(kept) as folder:
                 task = partial(Task, base=inputs["base"], template=base.template, cache=cache)
-                tokenised = prepare(step, base, tokenizer, files, context, folder, task)
+                cut = partial(expectation.cut, step, base, inputs["base"], room)
+                tokenised = prepare(step, base, tokenizer, files, context, folder, task, cut)
                 seal(folder)
         touch(kept)
         place(kept, out / "prepared")
     found = json.loads((out / "prepared" / "statistics.json").read_text(encoding="utf-8"))
     message = found.pop("message") + (" (cached)" if cached else "") + "." + _warning(tokenizer)
     resolved = Resolved.model_validate_json((out / "prepared" / "resolved.json").read_bytes())
+    if resolved.packing:
+        packs.require(inputs["base"], resolved.longest)
     facts = expectation.facts(base, inputs["base"], resolved, files, step)
     expected = expectation.by_hand(facts, step, base)
     print(f"{sentence(expected)}.", flush=True)
@@ -90,6 +99,7 @@ def prepare(
     context: int | None,
     folder: Path,
     task: Callable[..., Task],
+    cut: Callable[[int], dict[str, Any]],
 ) -> int:
     """Fill the empty `folder` with a prepared dataset.
 
@@ -101,6 +111,7 @@ def prepare(
         context: Tokens the base can take at most; None if it does not say.
         folder: Gets arrays, resolved.json, statistics.json, samples.jsonl, tokens.json and chat_template.jinja.
         task: Makes the task of tokenising a file.
+        cut: What memory decides, by the tokens of the longest example.
     Returns:
         Files whose tokens were not in the cache.
     """
@@ -135,6 +146,7 @@ def prepare(
         dropped=sum(split.dropped.rows for split in taken),
         truncated=sum(split.truncated.rows for split in taken),
         data_sha256=data_sha256(folder),
+        **cut(train.longest),
     )
     write_atomic(folder / "resolved.json", resolved.text())
     _write_json(folder / "statistics.json", statistics.describe(folder, counted, taken, files, resolved.total_steps))

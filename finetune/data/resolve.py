@@ -73,6 +73,7 @@ def resolve(
             "max_grad_norm",
             "save_total_limit",
             "early_stopping_patience",
+            "packing",
         )
     }
     return kept | {

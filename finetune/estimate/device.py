@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,17 @@ from typing import Literal
 
 from finetune import environment
 from finetune.config import Execution
+from finetune.steps import Room
 
 CLUSTER_CPUS = 4
 """Processors that pipeline/conf/resources.config gives a training."""
 NVIDIA = Path("/dev/nvidiactl")
+DRIVER = Path("/proc/driver/nvidia/gpus")
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+USABLE = 0.9
+"""Share of a memory that a training may count on: the rest is its driver's and its fragments'."""
+
+Kind = Literal["cpu", "gpu"]
 
 GPU_TERAFLOPS: dict[str, float] = {
     "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125, "RTX 4090": 165,
@@ -21,6 +29,12 @@ GPU_TERAFLOPS: dict[str, float] = {
 }  # fmt: skip
 """Dense bf16 (fp16 where there is no bf16) by the makers' data sheets."""
 ANY_GPU = (60.0, 1000.0)
+GPU_GIGABYTES: dict[str, int] = {
+    "B200": 180, "H200": 141, "H100": 80, "A100": 40, "L40S": 48, "L4": 24, "A10G": 24, "A10": 24, "RTX 4090": 24,
+    "RTX 3090": 24, "V100": 16, "T4": 16,
+}  # fmt: skip
+"""The least that a GPU of this name has; a name that says how much, such as A100-80GB, is believed."""
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Device:
         exact: Whether `count` processors are known, not assumed.
     """
 
-    kind: Literal["cpu", "gpu"]
+    kind: Kind
     name: str | None = None
     count: int = 1
     exact: bool = False
@@ -83,3 +97,45 @@ def teraflops(device: Device) -> tuple[float, float]:
     name = (device.name or "").upper().replace("-", " ")
     found = next((peak for known, peak in GPU_TERAFLOPS.items() if known in name), None)
     return ANY_GPU if found is None else (found, found)
+
+
+def room_of_job(execution: Execution) -> Room | None:
+    """What a job asks for; None where it asks for nothing on this machine, whose memory then counts."""
+    where = of_job(execution)
+    if execution.gpus or execution.gpu_type:
+        return Room(kind="gpu", bytes=_of_gpu(execution.gpu_type or ""))
+    if execution.memory is not None:
+        number, unit = execution.memory[:-2].strip(), execution.memory[-2:]
+        return Room(kind="cpu", bytes=int(int(number) * UNITS[unit] * USABLE)) if where.kind == "cpu" else None
+    return None if execution.profile == "local" else Room(kind=where.kind)
+
+
+def room_here() -> Room:
+    """This machine's memory, or that of its GPU; one that cannot be told is None."""
+    if here().kind == "gpu":
+        return Room(kind="gpu", bytes=min((size for name in _gpus() if (size := _of_gpu(name))), default=None))
+    found = []
+    try:
+        text = MEMINFO.read_text(encoding="ascii")
+        found.append(int(text.split("MemTotal:")[1].split()[0]) * 1024)
+        found.append(int(CGROUP.read_text(encoding="ascii")))
+    except (OSError, ValueError, IndexError):  # no such file, or "max": no limit
+        pass
+    return Room(kind="cpu", bytes=int(min(found) * USABLE) if found else None)
+
+
+def _gpus() -> list[str]:
+    """The names of this machine's NVIDIA GPUs, as their driver tells them."""
+    try:
+        texts = [path.read_text(encoding="utf-8") for path in sorted(DRIVER.glob("*/information"))]
+    except OSError:
+        return []
+    return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model:")]
+
+
+def _of_gpu(name: str) -> int | None:
+    """Bytes that a training may count on, by a GPU's name; None if it is not known."""
+    plain = name.upper().replace("-", " ")
+    told = re.search(r"\b(\d{1,3}) ?GB\b", plain)
+    size = int(told[1]) if told else next((gb for known, gb in GPU_GIGABYTES.items() if known in plain), None)
+    return None if size is None else int(size * 1e9 * USABLE)

@@ -6,6 +6,7 @@ Told before a GPU minute is spent. The service reckons again with its earlier ru
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ from pydantic import BaseModel, ConfigDict
 from finetune.config import JobSpec
 from finetune.data.reading import CHUNK_BYTES
 from finetune.estimate import device, shape
+from finetune.estimate.memory import Fit, Load, fit
 from finetune.estimate.ranges import exactly
 from finetune.estimate.reckon import Counted, Known, complete
 from finetune.estimate.result import Basis, Estimate, Where
 from finetune.estimate.sample import Part, take, text_bytes
 from finetune.estimate.shape import Shape
-from finetune.steps import Base, PrepareStep, Resolved
+from finetune.steps import Base, PrepareStep, Resolved, Room
 
 if TYPE_CHECKING:
     from finetune.data.problems import File  # brings numpy, which the service need not have
@@ -45,6 +47,8 @@ class Facts(BaseModel):
     tokens: int
     trained_tokens: int
     longest: int
+    micro_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False
     bytes_a_token: float | None = None
 
     @property
@@ -81,9 +85,34 @@ def facts(base: Base, folder: Path, resolved: Resolved, files: list[File], step:
     )
 
 
+def cut(step: PrepareStep, base: Base, folder: Path, room: Room, longest: int) -> dict[str, Any]:
+    """The fields of resolved.json that memory decides; none where it is not known how much there is.
+
+    Args:
+        step: What is trained.
+        base: base.json.
+        folder: The base's.
+        room: Memory for the training.
+        longest: Tokens of the longest example.
+    """
+    if room.bytes is None:
+        return {}
+    load = Load(
+        shape=shape.of_folder(folder) or shape.of_parameters(base.parameters),
+        technique=step.technique,
+        lora=step.lora,
+        device=device.Device(room.kind),
+        longest=longest,
+        dpo=step.data.format == "preference",
+        packing=step.hyperparameters.packing,
+    )
+    found = fit(load, room.bytes)
+    return {"micro_batch_tokens": found.tokens, "gradient_checkpointing": found.recompute}
+
+
 def by_hand(made: Facts, step: PrepareStep, base: Base) -> Estimate:
     """The estimate by the rules alone, for this machine."""
-    options: dict[str, Any] = {"technique": step.technique, "hyperparameters": step.hyperparameters, "data": step.data}
+    options: dict[str, Any] = {name: getattr(step, name) for name in ("technique", "hyperparameters", "data", "lora")}
     options |= {"method": {"type": "dpo" if step.data.format == "preference" else "supervised"}}
     spec = JobSpec(model="base", training_file="train", **options)
     return expected(made, spec, Known(device.here(), made.shape), base.id)
@@ -113,6 +142,8 @@ def expected(made: Facts, spec: JobSpec, known: Known, model: str) -> Estimate:
     where = Where(kind=known.device.kind, name=known.device.name, count=known.device.count, memory=known.device.memory)
     basis = Basis(rows_read=made.n_examples, complete=True, tokens="tokenizer", seconds=None, memory=None)
     told = Estimate(model=model, technique=spec.technique, device=where, basis=basis)
+    if made.micro_batch_tokens is not None:
+        known = replace(known, cut=Fit(made.micro_batch_tokens, made.gradient_checkpointing))
     return complete(told, asked, counted, known)
 
 

@@ -13,6 +13,7 @@ from finetune.estimate import device as devices
 from finetune.estimate import memory, speed
 from finetune.estimate.device import Device
 from finetune.estimate.lengths import Lengths
+from finetune.estimate.memory import Fit
 from finetune.estimate.ranges import Range, exactly, rounded, times, whole
 from finetune.estimate.result import Basis, Estimate, Problem, Where
 from finetune.estimate.sample import Sample
@@ -20,7 +21,10 @@ from finetune.estimate.shape import Shape
 from finetune.estimate.speed import Measured
 from finetune.exit_codes import StepError
 from finetune.export import llama
+from finetune.model import packs
 
+TWICE = "Memory is short: activations will be computed twice, which takes about a third longer."
+SHORT = "The training may need more memory than there is: lower max_length or lora.r, or use technique qlora."
 LOOKED_AT = 200
 """Numbers of examples within the range for which steps are counted: epochs and batch size change with it."""
 
@@ -36,6 +40,7 @@ class Known:
         base: The base's id, as runs have it.
         prices: By profile and device (`finetune.estimate.device.price`).
         currency: Theirs.
+        cut: How the training is cut for the memory there is, once PREPARE_DATA has settled it.
     """
 
     device: Device
@@ -44,6 +49,7 @@ class Known:
     base: str = ""
     prices: Mapping[str, float] = field(default_factory=dict)
     currency: str | None = None
+    cut: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def complete(told: Estimate, spec: JobSpec, counted: Counted, known: Known) -> E
     limit = spec.hyperparameters.max_length
     if counted.longest[1] > limit and told.basis.tokens != "tokenizer":
         warnings.append(f"Some examples may be longer than max_length ({limit:,} tokens): see data.overlength.")
+    if (cut := _cut(spec, counted, known)) is not None and cut.recompute:
+        warnings.append(TWICE if cut.fits else SHORT)
     if spec.execution.max_runtime_seconds is not None and seconds and seconds[1] > spec.execution.max_runtime_seconds:
         warnings.append("The training may take longer than execution.max_runtime_seconds.")
     return told.model_copy(
@@ -103,7 +111,7 @@ def complete(told: Estimate, spec: JobSpec, counted: Counted, known: Known) -> E
             "validation_examples": whole(counted.validation),
             "tokens": whole(counted.tokens),
             "trained_tokens": whole(counted.trained),
-            "longest": whole((min(counted.longest[0], limit), min(counted.longest[1], limit))),
+            "longest": whole(_longest(spec, counted)),
             "n_epochs": epochs,
             "batch_size": batch,
             "total_steps": steps,
@@ -141,6 +149,8 @@ def require(spec: JobSpec, base: Path | None) -> None:
     """
     if spec.output.gguf and base is not None:
         llama.require(base)
+    if spec.hyperparameters.packing and base is not None:
+        packs.require(base)
 
 
 def as_problem(error: StepError) -> Problem:
@@ -228,10 +238,7 @@ def _resources(
 ) -> tuple[Range | None, Range | None, Basis]:
     """Seconds, bytes, and what they come from."""
     shape, dpo = known.shape, spec.method.type == "dpo"
-    longest = (
-        min(counted.longest[0], spec.hyperparameters.max_length),
-        min(counted.longest[1], spec.hyperparameters.max_length),
-    )
+    longest = _longest(spec, counted)
     parameters = shape.parameters if shape else 0
     if (measured := speed.by_runs(known.runs, known.base, parameters, tokens)) is not None:
         seconds, said, runs = measured[0], "runs", measured[1]
@@ -254,11 +261,31 @@ def _resources(
             step=_step(spec, counted, batch),
             trained_share=share,
             dpo=dpo,
+            packing=spec.hyperparameters.packing,
+            cut=_cut(spec, counted, known),
         )
         why = "rule"
     else:
         bytes_, why = None, None
     return seconds, bytes_, basis.model_copy(update={"seconds": said, "memory": why, "runs": runs})
+
+
+def _longest(spec: JobSpec, counted: Counted) -> Range:
+    limit = spec.hyperparameters.max_length
+    return min(counted.longest[0], limit), min(counted.longest[1], limit)
+
+
+def _cut(spec: JobSpec, counted: Counted, known: Known) -> Fit | None:
+    """How our loop will cut the training for the memory there is; None where that cannot be told yet."""
+    if known.cut is not None or known.shape is None or spec.execution.backend not in ("auto", "own"):
+        return known.cut
+    room = devices.room_of_job(spec.execution) or devices.room_here()
+    if room.bytes is None or room.kind != known.device.kind:
+        return None
+    dpo, packing = spec.method.type == "dpo", spec.hyperparameters.packing
+    longest = _longest(spec, counted)[1]
+    load = memory.Load(known.shape, spec.technique, spec.lora, known.device, longest, dpo, packing)
+    return memory.fit(load, room.bytes)
 
 
 def _step(spec: JobSpec, counted: Counted, batch: tuple[int, int]) -> Range:

@@ -16,10 +16,11 @@ import torch
 from finetune.config import Backend, MethodType
 from finetune.data.arrays import Examples
 from finetune.data.tokenizer import TextTokenizer
+from finetune.estimate import device, shape
+from finetune.estimate.memory import TOKENS, Fit, Load, fit
 from finetune.evaluate.answers import read_questions
 from finetune.model.loading import Precision
 from finetune.steps import Base, Parent, Resolved, TrainStep
-from finetune.train.batches import CPU_TOKENS, GPU_TOKENS
 from finetune.train.folder import TrainFolder
 from finetune.train.techniques import Technique
 from finetune.train.tell import Teller
@@ -82,7 +83,7 @@ class Work:
             "folder": self.folder,
             "resolved": given.resolved,
             "pad_id": given.pad_id,
-            "budget": CPU_TOKENS if self.where.type == "cpu" else GPU_TOKENS,
+            "cut": cut(given, self.where),
             "teller": self.teller,
             "watch": self.watch,
             "ask": (read_questions(given.prepared / "samples.jsonl", given.tokenizer, SAMPLES), given.tokenizer),
@@ -92,6 +93,27 @@ class Work:
         """The library's settings for our own loop."""
         optimiser = self.technique.optimiser(self.where)
         return arguments(self.folder, self.given.resolved, self.given.step.seed, self.where, optimiser)
+
+
+def cut(given: Given, where: torch.device) -> Fit:
+    """How a training is cut for the memory there is: as PREPARE_DATA resolved it, else by what this device has."""
+    resolved = given.resolved
+    if resolved.micro_batch_tokens is not None:
+        return Fit(resolved.micro_batch_tokens, resolved.gradient_checkpointing)
+    kind: device.Kind = "cpu" if where.type == "cpu" else "gpu"
+    room = device.room_here().bytes if kind == "cpu" else None
+    if where.type == "cuda":
+        room = int(torch.cuda.get_device_properties(where).total_memory * device.USABLE)
+    load = Load(
+        shape=shape.of_folder(given.base_folder) or shape.of_parameters(given.base.parameters),
+        technique=given.step.technique,
+        lora=given.step.lora,
+        device=device.Device(kind),
+        longest=resolved.longest,
+        dpo=given.step.method == "dpo",
+        packing=resolved.packing,
+    )
+    return Fit(TOKENS[kind]) if room is None else fit(load, room)
 
 
 def supervised(work: Work) -> Any:

@@ -21,16 +21,17 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from finetune.data.arrays import Examples
+from finetune.estimate.memory import Fit
 from finetune.evaluate.answers import Question, answer
 from finetune.evaluate.heldout import held_out
 from finetune.exit_codes import StepError
 from finetune.model.loading import is_out_of_memory
 from finetune.steps import Resolved
-from finetune.train import fused, heap, history, ranks
-from finetune.train.batches import Steps, micro_batches, share
+from finetune.train import fused, heap, history, packing, ranks
+from finetune.train.batches import Steps, micro_batches, packed, share
 from finetune.train.folder import TrainFolder
 from finetune.train.keeping import Keeping, Write
-from finetune.train.loss import pad, score
+from finetune.train.loss import Score, lay, score
 from finetune.train.stopping import Patience, ran_away
 from finetune.train.stream import is_watched, stream
 from finetune.train.tell import Teller
@@ -94,6 +95,19 @@ def one_accelerator(made: Settings) -> Settings:
     return made
 
 
+def recompute(model: Any) -> bool:
+    """Let a model compute activations anew on the way back instead of keeping them (Chen et al. 2016, arXiv:1604.06174).
+
+    Returns:
+        False if it does so already, or cannot.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner.is_activation_checkpointing or not inner.supports_gradient_checkpointing:
+        return False
+    inner.activation_checkpointing_enable({"use_reentrant": False})
+    return True
+
+
 def samples(questions: Sequence[Question], answers: Sequence[str]) -> list[dict[str, str]]:
     """Questions with what was answered, as a line of progress.jsonl has them."""
     return [
@@ -112,7 +126,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         resolved: What is trained and how.
         splits: Training and validation examples.
         pad_id: Fills up shorter examples.
-        budget: Padded tokens a micro-batch; halved when memory is short.
+        cut: Padded tokens a micro-batch, halved when memory is short; whether activations are computed twice.
         teller: Is told every step.
         watch: May stop the training.
         ask: A few held-out questions, answered at every validation, and the tokenizer for them.
@@ -128,7 +142,7 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         resolved: Resolved,
         splits: tuple[Examples, Examples],
         pad_id: int,
-        budget: int,
+        cut: Fit,
         teller: Teller,
         watch: Watch,
         ask: tuple[list[Question], Any],
@@ -136,13 +150,15 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         self.write, self.folder, self.resolved, self.teller, self.watch = write, folder, resolved, teller, watch
         self.train_examples, self.validation = splits
         self.lengths, self.trained = self.train_examples.lengths, self.train_examples.trained
-        self.pad_id, self.budget, self.ask = pad_id, budget, ask
+        self.pad_id, self.budget, self.ask = pad_id, cut.tokens, ask
         self.losses: list[float] = []  # of all steps so far
         self.patience = Patience(limit) if (limit := resolved.early_stopping_patience) else None
         self.measures: dict[str, float] = {}  # of the last step, besides loss and accuracy
         if args.device.type == "cpu":
             heap.keep()
         fused.fuse(model)
+        if resolved.packing:
+            packing.require(model)
         self.sampler = Steps(len(self.train_examples), args.per_device_train_batch_size, args.seed)
         super().__init__(
             model,
@@ -152,6 +168,8 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
+        if cut.recompute and recompute(model):
+            teller.notice(teller.step, "For the memory there is, activations are computed twice (slower by a third).")
 
     def get_train_dataloader(self) -> Any:
         """Batches `{"rows": indices of a step's examples}`; the arrays are read where they are used.
@@ -229,10 +247,10 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         loss = torch.zeros((), device=self.args.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.args.device)
         try:
-            for micro in micro_batches(rows, self.lengths, self.budget):
-                if not self.trained[micro].any():
+            for lines in self._cut(rows):
+                if not any(self.trained[line].any() for line in lines):
                     continue
-                found = score(model, *pad([self.train_examples[row] for row in micro], self.pad_id))
+                found = self._score_lines(model, lines)
                 self.accelerator.backward(found.loss / total)
                 loss, correct = loss + found.loss.detach(), correct + found.correct
         except (RuntimeError, MemoryError) as problem:
@@ -241,14 +259,24 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
             return None
         return loss.item() / max(1, total), int(correct), total
 
+    def _cut(self, rows: list[int]) -> list[list[list[int]]]:
+        """The micro-batches of a step: of each its lines, of each line its examples."""
+        if self.resolved.packing:
+            return packed(rows, self.lengths, self.budget)
+        return [[[row] for row in micro] for micro in micro_batches(rows, self.lengths, self.budget)]
+
+    def _score_lines(self, model: Any, lines: list[list[int]]) -> Score:
+        tokens, mask, positions = lay([[self.train_examples[row] for row in line] for line in lines], self.pad_id)
+        return score(model, tokens, mask, positions if self.resolved.packing else None)
+
     def _shrink(self, rows: list[int]) -> None:
         """Halve the budget until the largest micro-batch of this step gets smaller."""
         self.model.zero_grad()
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
-        before = len(micro_batches(rows, self.lengths, self.budget))
+        before = len(self._cut(rows))
         longest = int(self.lengths[rows].max())
-        while len(micro_batches(rows, self.lengths, self.budget)) == before:
+        while len(self._cut(rows)) == before:
             if self.budget <= longest:
                 if self._recompute():
                     return
@@ -262,10 +290,8 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
 
     def _recompute(self) -> bool:
         """Compute activations anew on the way back instead of keeping them; False if that is done already, or cannot be."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if inner.is_activation_checkpointing or not inner.supports_gradient_checkpointing:
+        if not recompute(self.model):
             return False
-        inner.activation_checkpointing_enable({"use_reentrant": False})
         step = self.state.global_step + 1
         told = f"Memory ran out in step {step} on one example: going on with activations computed twice (slower by a third)."
         self.teller.notice(step, told)

@@ -52,6 +52,16 @@ def refusal(folder: Path, content: Any) -> dict[str, Any]:
             "unsupported_operation",
             "does not stop early",
         ),
+        (
+            {
+                "model": "m",
+                "training_file": "t",
+                "hyperparameters": {"packing": True},
+                "execution": {"backend": "trl"},
+            },
+            "unsupported_operation",
+            "our own loop packs",
+        ),
         ({"model": "m", "training_file": "t.jsonl"}, "file_not_found", "there is no file"),
     ],
 )

@@ -149,5 +149,5 @@ def test_the_documentation_lists_every_parameter_and_no_other() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
     section = text.split("### Parameters")[1].split("## S3 and other settings")[0]
     listed = set(re.findall(r"--([a-z][a-z0-9_]+)", section)) - {"n_epoch"}
-    offered = {*plan.parameters(), *plan.AROUND} - {"packing", "gate", "on_reject"}
+    offered = {*plan.parameters(), *plan.AROUND} - {"gate", "on_reject"}
     assert listed == offered

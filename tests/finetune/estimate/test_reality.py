@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 
 from finetune.config import JobSpec
-from finetune.estimate import memory
 from finetune.estimate.command import of_job
 from finetune.estimate.result import Estimate
 from finetune.steps import Result
-from finetune.train.batches import CPU_TOKENS, GPU_TOKENS
 from tests.finetune.train.conftest import ROWS, Bench, chat
 
 pytestmark = pytest.mark.train
@@ -37,10 +35,6 @@ def job(made: Bench, **fields: Any) -> JobSpec:
 
 def holds(range_: Any, value: float) -> bool:
     return range_[0] <= value <= range_[1]
-
-
-def test_micro_batches_are_as_large_as_the_trainers() -> None:
-    assert (memory.CPU_TOKENS, memory.GPU_TOKENS) == (CPU_TOKENS, GPU_TOKENS)
 
 
 def test_a_dataset_read_whole_with_its_tokenizer_is_counted_exactly(bench: Callable[..., Bench]) -> None:

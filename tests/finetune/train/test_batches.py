@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.train.batches import Steps, epoch_order, micro_batches
+from finetune.train.batches import Steps, epoch_order, micro_batches, packed
 
 pytestmark = pytest.mark.unit
 
@@ -35,6 +35,20 @@ def test_micro_batches_hold_the_same_examples_within_the_budget(lengths: list[in
     assert sorted(row for micro in cut for row in micro) == list(range(len(lengths)))
     assert all(len(micro) == 1 or len(micro) * widths[micro].max() <= budget for micro in cut)
     assert all(widths[earlier].min() >= widths[later].max() for earlier, later in pairwise(cut))
+
+
+@steady
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60), budget=st.integers(1, 400))
+def test_packed_lines_hold_every_example_once_and_are_no_longer_than_the_longest(
+    lengths: list[int], budget: int
+) -> None:
+    widths, longest = np.array(lengths), max(lengths)
+    cut = packed(range(len(lengths)), widths, budget)
+    lines = [line for micro in cut for line in micro]
+    assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
+    assert all(widths[line].sum() <= longest for line in lines)
+    assert all(len(micro) == 1 or len(micro) * longest <= budget for micro in cut)
+    assert len(lines) <= 2 * -(-sum(lengths) // longest)  # of two lines one is more than half full
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
