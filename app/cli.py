@@ -11,6 +11,8 @@ import sys
 import click
 
 from app.adapters.cli import adapters
+from app.bases.cli import models
+from app.importing.cli import import_openai, recreate_jobs
 from app.jobs.cli import jobs
 from app.projects.cli import keys, projects
 from app.settings import get_settings
@@ -25,9 +27,12 @@ def main() -> None:
 
 main.add_command(jobs)
 main.add_command(adapters)
+main.add_command(models)
 main.add_command(webhooks)
 main.add_command(projects)
 main.add_command(keys)
+main.add_command(import_openai)
+main.add_command(recreate_jobs)
 
 
 @main.command()

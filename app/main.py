@@ -28,8 +28,10 @@ from app.events.hub import Hub
 from app.files import routes as files
 from app.files import upload_routes
 from app.files.storage import Storage
+from app.importing import routes as imports
 from app.inference import engines
 from app.inference import routes as inference
+from app.inference.completions import routes as completions
 from app.inference.responses import routes as responses
 from app.jobs import actions, log_routes
 from app.jobs import routes as jobs
@@ -85,8 +87,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.rates = Rates(settings)
     app.state.redactor = Redactor.of(settings)
-    main = (jobs, actions, log_routes, events, files, upload_routes, models, adapters, inference, responses)
-    for room in (*main, webhooks, webhook_deliveries, health, documentation, runs):
+    main = (
+        jobs,
+        actions,
+        log_routes,
+        events,
+        files,
+        upload_routes,
+        models,
+        adapters,
+        inference,
+        completions,
+        responses,
+    )
+    for room in (*main, webhooks, webhook_deliveries, imports, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, stall_seconds=settings.stall_seconds)

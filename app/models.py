@@ -478,6 +478,37 @@ class KeptResponse(Table):
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
+class Import(Table):
+    """A file or a job of another service, as it was told: history, never a job of the queue."""
+
+    __tablename__ = "imports"
+    __table_args__ = (
+        UniqueConstraint("project_id", "source_id"),
+        CheckConstraint("kind in ('file', 'job')", name="kind"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    source_id: Mapped[str] = mapped_column(comment="its id there")
+    kind: Mapped[str]
+    body: Mapped[dict[str, Any]] = mapped_column(comment="as it was told")
+    checkpoints: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    file_id: Mapped[str | None] = mapped_column(comment="the file here with its content, deleted or not")
+    job_id: Mapped[str | None] = mapped_column(comment="the job here that recreates it")
+    complete: Mapped[bool] = mapped_column(server_default="false")
+    created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
+
+
+class ImportEvent(Table):
+    """An event of an imported job, as it was told."""
+
+    __tablename__ = "import_events"
+    import_id: Mapped[str] = mapped_column(ForeignKey("imports.id", ondelete="cascade"), primary_key=True)
+    event_id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[int] = mapped_column(comment="created_at there, in seconds")
+    body: Mapped[dict[str, Any]]
+
+
 class WebhookEndpoint(Table):
     """An account-wide receiver with an event filter. A deleted one stays for the log of its deliveries."""
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 DESCRIPTION = """
 Fine-tuning as a service: one request in, a LoRA adapter on S3 and a signed callback out.
 
-The fine-tuning, files, uploads, models, chat and responses routes speak OpenAI's wire format: the official clients work with
+The fine-tuning, files, uploads, models, chat, completions and responses routes speak OpenAI's wire format: the official clients work with
 `base_url="http://…/v1"`. Press **Authorize** and give your key (`lf-…`).
 """
 
@@ -19,8 +19,10 @@ TAGS = [
     {"name": "Models", "description": "Bases and fine-tuned models, as chats name them."},
     {"name": "Adapters", "description": "Names, their versions, and which one is promoted."},
     {"name": "Chat", "description": "Ask a base or a fine-tuned model."},
+    {"name": "Completions", "description": "Let a model go on from a text as it stands, without a chat template."},
     {"name": "Responses", "description": "The newer way to ask, with answers that are kept and gone on from."},
     {"name": "Webhooks", "description": "Who is told of events, signed with which secret, and what was answered."},
+    {"name": "Imports", "description": "History brought over from OpenAI: what it was there, and what it became here."},
     {"name": "Health", "description": "For supervisors and load balancers; no key is needed."},
 ]
 

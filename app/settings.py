@@ -232,6 +232,29 @@ class Settings(BaseSettings):
         raise RuntimeError("LLAMAFLOW_DATABASE_URL must start with postgresql:// - only Postgres is supported.")
 
 
+class ImportSettings(BaseSettings):
+    """What `llamaflow import-openai` alone reads: no part of the service ever holds the user's key of OpenAI's."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMAFLOW_", extra="ignore", env_ignore_empty=True, populate_by_name=True
+    )
+
+    openai_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="OPENAI_API_KEY",
+        description="Your own key of OpenAI's, for `llamaflow import-openai` alone: sent to OpenAI, stored nowhere.",
+    )
+    openai_organization: str | None = Field(
+        None, validation_alias="OPENAI_ORG_ID", description="For `llamaflow import-openai`, where the key has several."
+    )
+    openai_project: str | None = Field(
+        None,
+        validation_alias="OPENAI_PROJECT_ID",
+        description="For `llamaflow import-openai`, where the key has several.",
+    )
+    import_url: str = Field("https://api.openai.com/v1", description="Where `llamaflow import-openai` reads.")
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read once."""

@@ -9,7 +9,7 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app.settings import Settings
+from app.settings import ImportSettings, Settings
 from finetune.exit_codes import TABLE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -48,7 +48,7 @@ def configuration() -> str:
         f"| {', '.join(f'`{one}`' for one in names(name, field))} | {shown(field.default)} | {field.description or name.replace('_', ' ')} |".replace(
             "<", "&lt;"
         )
-        for name, field in Settings.model_fields.items()
+        for name, field in (Settings.model_fields | ImportSettings.model_fields).items()
     ]
     return HEAD + "\n".join(rows) + "\n"
 

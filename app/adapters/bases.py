@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.errors import ApiError, BadRequest
-from finetune.config import nearest
+from finetune.config import JobSpec, nearest
 from finetune.exit_codes import StepError
 from finetune.model import catalog
 from finetune.steps import ModelSource
@@ -51,6 +51,23 @@ def resolve(model: str, known: dict[str, catalog.Entry]) -> ModelSource:
     if source.kind == "hub" and source.id not in known and "/" not in source.location:
         _refuse_absent(source.location, known)
     return source
+
+
+def within_limits(body: JobSpec, known: dict[str, catalog.Entry]) -> None:
+    """Refuse what the models file does not allow on a base.
+
+    Raises:
+        BadRequest: `limit_exceeded`, naming the field.
+    """
+    name, at, _ = body.model.rpartition("@")
+    entry = known.get(body.model) or (known.get(name) if at else None)
+    if entry is None:
+        return
+    for field, most in (("max_length", entry.max_length), ("n_epochs", entry.max_epochs)):
+        asked = getattr(body.hyperparameters, field)
+        if most is not None and isinstance(asked, int) and asked > most:
+            message = f"{entry.name} takes at most {most:,} for hyperparameters.{field} here, not {asked:,}."
+            raise BadRequest(message, code="limit_exceeded", param=f"hyperparameters.{field}")
 
 
 def _refuse_absent(name: str, known: dict[str, catalog.Entry]) -> None:

@@ -62,13 +62,28 @@ async def delete_model(model: str, request: Request, caller: Writer, force: Forc
 def _bases(request: Request) -> list[Model]:
     settings: Settings = request.app.state.settings
     return [
-        Model(id=name, created=BASES_CREATED, owned_by=name.partition("/")[0] if "/" in name else "llamaflow")
-        for name in bases.entries(settings.models_file)
+        Model(
+            id=name,
+            created=BASES_CREATED,
+            owned_by=name.partition("/")[0] if "/" in name else "llamaflow",
+            base=entry.alias or (entry.location if entry.source in ("hub", "s3") else "") or None,
+            revision=entry.revision,
+            license=entry.license,
+            description=entry.description,
+            limits=entry.limits(),
+        )
+        for name, entry in bases.entries(settings.models_file).items()
     ]
 
 
 def _fine_tuned(version: AdapterVersion, caller: Caller) -> Model:
-    return Model(id=version.model, created=int(version.created_at.timestamp()), owned_by=caller.project_name)
+    return Model(
+        id=version.model,
+        created=int(version.created_at.timestamp()),
+        owned_by=caller.project_name,
+        base=version.base["id"],
+        revision=version.base.get("revision"),
+    )
 
 
 def _unknown(model: str, request: Request) -> NotFound:

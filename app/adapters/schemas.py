@@ -24,6 +24,11 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    base: str | None = Field(None, description="What it stands on: of an alias, where the open model comes from.")
+    revision: str | None = Field(None, description="Commit or sha256 of the base, where it is pinned.")
+    license: str | None = None
+    description: str | None = None
+    limits: dict[str, int] | None = Field(None, description="Of jobs on it: max_length, max_epochs.")
 
 
 class ModelList(BaseModel):

@@ -69,6 +69,7 @@ def plain(caller: Caller, body: JobCreate, settings: Settings) -> Plain | None:
         files.allow_prefix(caller, settings, body.output.path, param="output.path")
         known = bases.entries(settings.models_file)
         base = bases.resolve(body.model, known)
+        bases.within_limits(body, known)
     except ApiError:
         return None
     own = not _is_base(body.model, known) and "/" not in base.location  # may be an adapter's name
@@ -93,6 +94,7 @@ async def at_once(
     await allow(body.output.path, param="output.path")
     known = bases.entries(settings.models_file)
     base = await _own_model(db, caller, body.model, known) or bases.resolve(body.model, known)
+    bases.within_limits(body, known)
     looks: list[Look] = []
     earlier: list[ModelSource] = []
     if body.model.startswith("s3://") and base.kind == "s3":

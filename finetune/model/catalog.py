@@ -33,6 +33,14 @@ class Entry(Spec):
     template: str | None = None
     license: str | None = None
     description: str | None = None
+    alias: str | None = Field(None, description="Another name of the file that this one stands for.")
+    max_length: int | None = Field(None, ge=1, description="Tokens of an example that a job may ask for at most.")
+    max_epochs: int | None = Field(None, ge=1, description="Epochs that a job may ask for at most.")
+
+    def limits(self) -> dict[str, int] | None:
+        """Of jobs on it, where there are any."""
+        named = {"max_length": self.max_length, "max_epochs": self.max_epochs}
+        return {name: most for name, most in named.items() if most is not None} or None
 
     def as_source(self, revision: str | None = None) -> ModelSource:
         """Where the base comes from, at `revision` if one is asked for."""
@@ -72,8 +80,24 @@ def load(path: Path | None = None) -> Entries:
     if not isinstance(tables, dict):
         raise StepError("model_not_found", f'The models file {file} has no tables [models."name"].')
     entries = Entries((name, _entry(file, name, table)) for name, table in tables.items())
+    for name, entry in list(entries.items()):
+        if entry.alias is not None:
+            entries[name] = _stands_for(file, entry, entries)
     entries.folder = _folder(file, content.get("folder"))
     return entries
+
+
+def _stands_for(file: Path, entry: Entry, entries: Mapping[str, Entry]) -> Entry:
+    """An alias with all that its entry does not say taken from the one it stands for."""
+    target = entries.get(entry.alias or "")
+    if target is None or target.alias is not None:
+        why = "is none of the file's names" if target is None else "is an alias itself"
+        raise StepError("model_not_found", f"{file}: {entry.name}: alias {entry.alias!r} {why}.")
+    if wrong := {"source", "location"} & entry.model_fields_set:
+        raise StepError("model_not_found", f"{file}: {entry.name}: an alias has no {min(wrong)} of its own.")
+    known = target.model_dump(exclude={"name", "alias"})
+    known["location"] = target.location or target.name
+    return Entry(**(known | entry.model_dump(exclude_unset=True)))
 
 
 def resolve(model: str, entries: Mapping[str, Entry], *, allow_path: bool = False) -> ModelSource:

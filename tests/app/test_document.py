@@ -24,7 +24,7 @@ CHECKS = (
     conformance.content_type_conformance,
     conformance.response_schema_conformance,
 )
-NO_ENGINE = ("/v1/chat/completions", "/v1/responses")
+NO_ENGINE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """Answers 503 here: no engine is set up."""
 STREAMS = {"stream", "follow"}
 """Asked for, an answer has no end of its own."""

@@ -29,6 +29,7 @@ BY_TOKEN = "/internal/"
 """Opened by a run's token, never by a key."""
 READING = {
     "/v1/chat/completions",
+    "/v1/completions",
     "/v1/responses",
     f"{JOBS}/estimate",
     "/v1/fine_tuning/sweeps",
@@ -42,6 +43,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/adapters/{name}": {"description": "other"},
     "/v1/adapters/{name}/promote": {"version": NUMBER},
     "/v1/uploads/{upload_id}/complete": {"part_ids": []},
+    "/v1/imports/{source_id}/events": {"events": []},
     "/internal/runs/mirror": {"holder": "somebody", "mirror": {"train_key": "x", "files": []}},
 }
 """What a route needs to be asked at all."""
@@ -74,6 +76,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         job = alpha.post(JOBS, json=body).json()["id"]
         announced = {"filename": "alphas-own", "purpose": "fine-tune", "bytes": 0}
         upload = alpha.post("/v1/uploads", json=announced).json()["id"]
+        alpha.post("/v1/imports", json={"id": "ftjob-alphas-own", "kind": "job", "object": {}})
     model = f"ft:tiny:alpha:alphas-own:{job[-8:]}"
     endpoint, delivery, checkpoint, response = new_id("we_"), new_id("whd_"), new_id("ftckpt_"), new_id("resp_")
     async with db.transaction() as session:
@@ -112,6 +115,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
     yield {
         "job_id": job, "file_id": file, "model": model, "name": "alphas-own", "endpoint_id": endpoint,
         "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response, "upload_id": upload, "version": str(NUMBER),
+        "source_id": "ftjob-alphas-own",
     }  # fmt: skip
 
 
@@ -194,6 +198,7 @@ def test_no_list_holds_anything_of_another_project(service: Service, owned: dict
         ("/v1/files", {"s3_uri": "s3://llamaflow-data/model/{job_id}/manifest.json", "purpose": "fine-tune"}),
         ("/v1/files", {"s3_uri": "s3://llamaflow-data/files/proj_alpha/{file_id}", "purpose": "fine-tune"}),
         ("/v1/chat/completions", {"model": "{model}", "messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/completions", {"model": "{model}", "prompt": "x"}),
         ("/v1/responses", {"model": "{model}", "input": "x"}),
         (
             "/v1/responses",
