@@ -1,6 +1,6 @@
 """The whole service as a state machine: whatever a client asks and whatever dies, in any order, the audit holds at the end.
 
-Real Postgres, S3, API and workers; in place of Nextflow the quick launcher of head.py. What is drawn comes from a seed, when
+Real Postgres, S3 (both of which go and come back), API and workers; in place of Nextflow the quick launcher of head.py. What is drawn comes from a seed, when
 things happen does not: a seed that failed is tried again with `make chaos SEED=…`, and need not fail again.
 """
 
@@ -29,6 +29,7 @@ from app.worker.launch import label
 from tests.app.worker.receiver import Receiver
 from tests.app.worker.services import BUCKET, World
 from tests.fault.audit import audit
+from tests.fault.servers import Servers
 
 KEY = "lf-chaos"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -37,7 +38,7 @@ JOBS = 5
 QUIET_SECONDS = 90.0
 REFUSED = {
     "job_not_cancellable", "job_not_pausable", "job_not_resumable", "job_not_retryable", "idempotency_conflict",
-    "database_unavailable",
+    "database_unavailable", "s3_unavailable",
 }  # fmt: skip
 """Codes with which a request may be refused here; anything else is a mistake of the service."""
 
@@ -47,7 +48,7 @@ class Surroundings:
     """What all examples share: servers, a folder, a client of the API, a receiver."""
 
     settings: Settings
-    admin_url: str
+    servers: Servers
     http: httpx.Client
     receiver: Receiver
     told: list[str] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Service(RuleBasedStateMachine):
         self.keys: dict[str, tuple[str, str]] = {}
         self.cancelled: set[str] = set()
         self.final: dict[str, str] = {}
+        self.outages: dict[str, int] = {}
         self.around.told.clear()
         self.world = self.runner.run(self._world())
 
@@ -81,6 +83,11 @@ class Service(RuleBasedStateMachine):
         return world
 
     def _tell(self, what: str) -> None:
+        """Every rule says what it does; an outage ends so many of them later."""
+        for name in list(self.outages):
+            self.outages[name] -= 1
+            if self.outages[name] <= 0:
+                self._bring(name)
         self.around.told.append(what)
 
     # What a client does
@@ -133,18 +140,18 @@ class Service(RuleBasedStateMachine):
             self.jobs.append(answer.json()["id"])
 
     def _post(self, path: str, body: dict[str, Any] | None, **headers: str) -> httpx.Response | None:
-        """The answer; None while the database is away, when what was asked for may have happened or not."""
+        """The answer; None while the database or S3 is away, when what was asked for may have happened or not."""
         answer = self.around.http.post(f"/v1/fine_tuning/jobs{path}", json=body, headers=headers)
         if answer.status_code >= 400:
             code = answer.json()["error"]["code"]
             assert code in REFUSED, answer.text
-            if code == "database_unavailable":
+            if code.endswith("_unavailable"):
                 self._learn()
                 return None
         return answer
 
     def _learn(self) -> None:
-        """After an answer that was no answer: whatever jobs there are now are known."""
+        """After an answer that was no answer: whatever jobs there are now are known, at the latest when the database is back."""
         for row in self._rows(Job):
             if row.id not in self.jobs:
                 self.jobs.append(row.id)
@@ -199,11 +206,33 @@ class Service(RuleBasedStateMachine):
     def cut_connections(self) -> None:
         """Every connection of the service to the database."""
         self._tell("cut the connections")
-        with psycopg.connect(self.around.admin_url, autocommit=True) as admin:
+        if "postgres" in self.around.servers.away:
+            return
+        with psycopg.connect(self.around.servers.postgres.admin_url, autocommit=True) as admin:
             admin.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
                 "where usename = 'llamaflow' and pid <> pg_backend_pid()"
             )
+
+    @rule(
+        name=st.sampled_from(["postgres", "s3"]), kill=st.booleans(), rules=st.integers(0, 3), tenths=st.integers(1, 30)
+    )
+    def take_server(self, name: str, kill: bool, rules: int, tenths: int) -> None:
+        """A server goes; it comes back after a moment, or while that much more happens."""
+        self._tell(f"{'kill -9 of' if kill else 'stop'} {name}, for {tenths / 10} s and {rules} rules")
+        if name in self.around.servers.away:
+            return
+        self.around.servers.take(name, kill=kill)
+        time.sleep(tenths / 10)
+        self.outages[name] = rules
+        if rules == 0:
+            self._bring(name)
+
+    def _bring(self, name: str) -> None:
+        self.around.servers.bring(name)
+        self.outages.pop(name, None)
+        if name == "postgres":
+            self._learn()
 
     @rule(tenths=st.integers(1, 40))
     def wait(self, tenths: int) -> None:
@@ -232,15 +261,19 @@ class Service(RuleBasedStateMachine):
             assert sorted(found) == list(range(1, len(found) + 1))
 
     def _rows(self, table: type[Any]) -> list[Any]:
+        """A whole table; nothing while the database is away."""
+
         async def read() -> list[Any]:
             async with self.world.database.transaction() as db:
                 return list((await db.execute(select(table))).scalars())
 
-        return self.runner.run(read())
+        return [] if "postgres" in self.around.servers.away else self.runner.run(read())
 
     def teardown(self) -> None:
-        """Everybody wakes, a worker is there, and everything comes to rest: then the audit."""
+        """Everybody is back and wakes, a worker is there, and everything comes to rest: then the audit."""
         try:
+            for name in list(self.around.servers.away):
+                self._bring(name)
             for worker in self.workers:
                 worker.send_signal(signal.SIGCONT)
             if len(self.workers) < WORKERS:

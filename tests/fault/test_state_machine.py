@@ -17,14 +17,14 @@ from pydantic import SecretStr
 
 import migrations
 from app.db import Database
-from app.embedded.postgres import start_postgres
-from app.embedded.s3 import S3Server
+from app.nextflow import install
 from app.settings import Settings
 from tests.app.conftest import serving
 from tests.app.worker.receiver import receiving
 from tests.app.worker.services import ROWS, World
 from tests.fault import head
 from tests.fault.machine import KEY, Service, Surroundings
+from tests.fault.servers import Servers
 
 pytestmark = pytest.mark.fault
 
@@ -32,17 +32,17 @@ SEED = 7
 
 
 @pytest.fixture
-def around(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Surroundings]:
-    """A Postgres of its own, the API, a receiver."""
+def around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Surroundings]:
+    """A Postgres and an S3 server of its own, the API, a receiver."""
     for name, value in {"SECONDS": "1.5", "UPLOAD": "1"}.items():
         monkeypatch.setenv(f"LLAMAFLOW_STUB_{name}", value)
-    postgres = start_postgres(tmp_path / "postgres")
-    migrations.upgrade(postgres.url)
+    servers = Servers(tmp_path / "servers", install.ensure(Settings().tools))
+    migrations.upgrade(servers.postgres.url)
     with receiving() as receiver:
         own = Settings(
-            state_dir=tmp_path, tools_dir=Settings().tools, database_url=SecretStr(postgres.url), poll_seconds=0.2,
-            lease_seconds=3.0, heartbeat_seconds=0.5, stub_run=True, s3_endpoint=s3_server.endpoint, worker_slots=2,
-            s3_access_key=SecretStr(s3_server.access_key), s3_secret_key=SecretStr(s3_server.secret_key),
+            state_dir=tmp_path, tools_dir=Settings().tools, database_url=SecretStr(servers.postgres.url), poll_seconds=0.2,
+            lease_seconds=3.0, heartbeat_seconds=0.5, stub_run=True, s3_endpoint=servers.s3.endpoint, worker_slots=2,
+            s3_access_key=SecretStr(servers.s3.access_key), s3_secret_key=SecretStr(servers.s3.secret_key),
             nextflow=head.install(tmp_path), webhook_allow=receiver.allow,
             task_env=["LLAMAFLOW_STUB_SECONDS", "LLAMAFLOW_STUB_UPLOAD"],
         )  # fmt: skip
@@ -52,8 +52,8 @@ def around(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with serving(own) as url:
             headers = {"authorization": f"Bearer {KEY}"}
             with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
-                yield Surroundings(own, postgres.admin_url, http, receiver)
-    postgres.stop()
+                yield Surroundings(own, servers, http, receiver)
+    servers.stop()
 
 
 def play(around: Surroundings, number: int, *, examples: int, steps: int) -> None:
