@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from app.errors import ApiError, BadRequest
 from finetune.config import JobSpec, nearest
 from finetune.exit_codes import StepError
 from finetune.model import catalog
 from finetune.steps import ModelSource
+
+Body = TypeVar("Body", bound=JobSpec)
 
 OPENAI_OWN = re.compile(r"(gpt-[345]|chatgpt-|o[1-9](-|$)|davinci|babbage|curie|ada(-|$)|text-)", re.IGNORECASE)
 
@@ -53,21 +56,26 @@ def resolve(model: str, known: dict[str, catalog.Entry]) -> ModelSource:
     return source
 
 
-def within_limits(body: JobSpec, known: dict[str, catalog.Entry]) -> None:
-    """Refuse what the models file does not allow on a base.
+def within_limits(body: Body, known: dict[str, catalog.Entry]) -> Body:
+    """A request within what the models file allows on its base: what it does not say itself is lowered to that.
 
     Raises:
-        BadRequest: `limit_exceeded`, naming the field.
+        BadRequest: `limit_exceeded`, naming the field that asks for more.
     """
     name, at, _ = body.model.rpartition("@")
     entry = known.get(body.model) or (known.get(name) if at else None)
+    given = body.hyperparameters
     if entry is None:
-        return
+        return body
     for field, most in (("max_length", entry.max_length), ("n_epochs", entry.max_epochs)):
-        asked = getattr(body.hyperparameters, field)
-        if most is not None and isinstance(asked, int) and asked > most:
+        asked = getattr(given, field)
+        if most is None or not isinstance(asked, int) or asked <= most:
+            continue
+        if field in given.model_fields_set:
             message = f"{entry.name} takes at most {most:,} for hyperparameters.{field} here, not {asked:,}."
             raise BadRequest(message, code="limit_exceeded", param=f"hyperparameters.{field}")
+        given = given.model_copy(update={field: most})
+    return body.model_copy(update={"hyperparameters": given})
 
 
 def _refuse_absent(name: str, known: dict[str, catalog.Entry]) -> None:

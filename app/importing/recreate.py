@@ -17,8 +17,8 @@ from app.client import Client, ServiceError
 from app.importing.bring import FINAL, imports
 
 POLL_SECONDS = 2.0
-METHODS = {"supervised": ("n_epochs", "batch_size", "learning_rate_multiplier")}
-METHODS["dpo"] = (*METHODS["supervised"], "beta")
+SUPERVISED = ("n_epochs", "batch_size", "learning_rate_multiplier")
+METHODS: dict[str, tuple[str, ...]] = {"supervised": SUPERVISED, "dpo": (*SUPERVISED, "beta")}
 MAX_SEED = 2**31 - 1
 METADATA = 14
 """Pairs of the old job that are kept: two are added, and sixteen may be had."""

@@ -70,7 +70,7 @@ class Imported(BaseModel):
         """A row as clients see it."""
         return cls(
             id=row.source_id,
-            kind=row.kind,  # type: ignore[arg-type]
+            kind=row.kind,
             source=row.body,
             checkpoints=row.checkpoints,
             file_id=row.file_id,

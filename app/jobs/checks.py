@@ -55,6 +55,15 @@ class Plain:
     files: list[str]
 
 
+def limited(body: JobCreate, settings: Settings) -> JobCreate:
+    """The request within the limits that the models file has for its base.
+
+    Raises:
+        BadRequest: `limit_exceeded`.
+    """
+    return bases.within_limits(body, bases.entries(settings.models_file))
+
+
 def plain(caller: Caller, body: JobCreate, settings: Settings) -> Plain | None:
     """What is left to ask about a job with uploads for data, a base that is not on S3, and no callback; None for others.
 
@@ -69,7 +78,6 @@ def plain(caller: Caller, body: JobCreate, settings: Settings) -> Plain | None:
         files.allow_prefix(caller, settings, body.output.path, param="output.path")
         known = bases.entries(settings.models_file)
         base = bases.resolve(body.model, known)
-        bases.within_limits(body, known)
     except ApiError:
         return None
     own = not _is_base(body.model, known) and "/" not in base.location  # may be an adapter's name

@@ -43,7 +43,7 @@ async def create_job(
     """Fine-tune a model on a dataset. Answers at once; follow the job by its events, or wait for the callback."""
     database: Database = request.app.state.database
     settings: Settings = request.app.state.settings
-    key = idempotency_key or None
+    key, body = idempotency_key or None, checks.limited(body, settings)
     if retry_count == 0 and (plain := checks.plain(caller, body, settings)) is not None:
         job = await service.create_at_once(database, caller, body, plain, key=key, most=settings.max_open_jobs)
         if job is not None:

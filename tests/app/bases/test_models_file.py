@@ -101,7 +101,7 @@ def test_an_alias_is_shown_trained_under_and_limited(typed: Typed, service: Serv
             MODEL, "apache-2.0", {"max_length": 512, "max_epochs": 3},
         )  # fmt: skip
         job = client.fine_tuning.jobs.create(model=ALIAS, training_file=DATASET)
-        assert job.model == ALIAS
+        assert (job.model, job.hyperparameters.to_dict()["max_length"]) == (ALIAS, 512)
         with pytest.raises(BadRequestError, match="takes at most 3") as refused:
             client.fine_tuning.jobs.create(
                 model=ALIAS, training_file=DATASET, extra_body={"hyperparameters": {"n_epochs": 4}}
