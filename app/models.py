@@ -106,6 +106,7 @@ class ApiKey(Table):
     name: Mapped[str] = mapped_column(server_default="")
     hash: Mapped[str] = mapped_column(unique=True)
     scopes: Mapped[list[str]]
+    keep_completions: Mapped[int | None] = mapped_column(comment="seconds; null: none are kept")
     created_at: Mapped[datetime] = _now()
     revoked_at: Mapped[datetime | None]
 
@@ -415,6 +416,9 @@ class Adapter(Table):
     description: Mapped[str] = mapped_column(server_default="")
     promoted_version: Mapped[int | None]
     last_version: Mapped[int] = mapped_column(server_default="0")
+    combination: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True), comment="adapters that the name answers with, and how; then no version is promoted"
+    )
     created_at: Mapped[datetime] = _now()
 
 
@@ -426,6 +430,7 @@ class AdapterVersion(Table):
         UniqueConstraint("adapter_id", "version"),
         UniqueConstraint("project_id", "model"),
         CheckConstraint("(adapter_id is null) = (version is null)", name="named_has_version"),
+        CheckConstraint("verdict in ('promoted', 'not_promoted')", name="verdict"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -437,6 +442,10 @@ class AdapterVersion(Table):
     uri: Mapped[str] = mapped_column(comment="S3 prefix that holds manifest.json and adapter/")
     manifest_sha256: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    verdict: Mapped[str | None] = mapped_column(comment="of its gate; null without one")
+    gate: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True), comment="steps.GateResult, and why"
+    )
     unservable: Mapped[str | None] = mapped_column(comment="why, once its objects were found missing or changed")
     imported_from: Mapped[str | None] = mapped_column(
         comment="where it was brought from; then its objects are the service's own"
@@ -507,6 +516,80 @@ class ImportEvent(Table):
     event_id: Mapped[str] = mapped_column(primary_key=True)
     at: Mapped[int] = mapped_column(comment="created_at there, in seconds")
     body: Mapped[dict[str, Any]]
+
+
+class Completion(Table):
+    """A chat completion of a key that keeps them, until it expires: what feedback is given on."""
+
+    __tablename__ = "completions"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    model: Mapped[str] = mapped_column(comment="as it was asked for")
+    served: Mapped[str | None] = mapped_column(comment="the ft: id that answered; null for a base")
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    answers: Mapped[list[str]] = mapped_column(JSON, comment="a text for each choice")
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Feedback(Table):
+    """What somebody says of an answer. It holds what was asked and answered, so that it outlives the completion."""
+
+    __tablename__ = "feedback"
+    __table_args__ = (
+        UniqueConstraint("project_id", "completion_id", "choice"),
+        CheckConstraint("rating in ('good', 'bad')", name="rating"),
+        Index("ix_feedback_adapter", "project_id", "adapter", "updated_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    completion_id: Mapped[str]
+    choice: Mapped[int]
+    model: Mapped[str]
+    adapter: Mapped[str | None] = mapped_column(comment="the name of the version that answered")
+    version: Mapped[int | None]
+    rating: Mapped[str]
+    correction: Mapped[str | None]
+    comment: Mapped[str] = mapped_column(server_default="")
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSON, comment="what was asked")
+    answer: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
+
+
+class Loop(Table):
+    """Trains an adapter again when there is enough feedback. One an adapter: it never overlaps itself."""
+
+    __tablename__ = "loops"
+    __table_args__ = (UniqueConstraint("project_id", "adapter"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    adapter: Mapped[str] = mapped_column(comment="its name")
+    every_seconds: Mapped[int | None]
+    min_new_examples: Mapped[int]
+    gate: Mapped[dict[str, Any]] = mapped_column(comment="config.Gate")
+    rounds: Mapped[int] = mapped_column(server_default="0", comment="begun")
+    next_look_at: Mapped[datetime] = _now()
+    considered_until: Mapped[datetime | None] = mapped_column(comment="feedback up to then was in the last round")
+    waits_for: Mapped[str | None] = mapped_column(comment="why no round began when it was looked at last")
+    paused_at: Mapped[datetime | None]
+    paused_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class LoopRound(Table):
+    """One round of a loop: the job it made, and of which examples."""
+
+    __tablename__ = "loop_rounds"
+    loop_id: Mapped[str] = mapped_column(ForeignKey("loops.id", ondelete="cascade"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    training_file: Mapped[str]
+    counts: Mapped[dict[str, Any]] = mapped_column(comment="examples: new, old, replaced, left out")
+    created_at: Mapped[datetime] = _now()
 
 
 class WebhookEndpoint(Table):

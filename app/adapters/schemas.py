@@ -62,6 +62,10 @@ class Version(BaseModel):
     manifest_sha256: str
     metrics: dict[str, Any]
     promoted: bool
+    verdict: Literal["promoted", "not_promoted"] | None = Field(description="Of its gate; null without one.")
+    gate: dict[str, Any] | None = Field(
+        description="What its gate found: scores, difference and 95 % interval, what it was compared with, and why."
+    )
     unservable: str | None = Field(description="Why it cannot be served: its objects were found missing or changed.")
 
 
@@ -74,6 +78,7 @@ class Adapter(BaseModel):
     description: str
     created_at: int
     promoted_version: int | None = Field(description="What the name answers with.")
+    combination: dict[str, Any] | None = Field(None, description="The adapters it answers with instead, and how.")
     versions: list[Version]
 
     @classmethod
@@ -85,6 +90,7 @@ class Adapter(BaseModel):
             description=row.description,
             created_at=int(row.created_at.timestamp()),
             promoted_version=row.promoted_version,
+            combination=row.combination,
             versions=[version_of(version, row.promoted_version) for version in versions],
         )
 
@@ -104,6 +110,8 @@ def version_of(row: AdapterVersion, promoted: int | None) -> Version:
         manifest_sha256=row.manifest_sha256,
         metrics=row.metrics,
         promoted=row.version == promoted,
+        verdict=row.verdict,
+        gate=row.gate,
         unservable=row.unservable,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -20,6 +20,9 @@ from app.events import service as events
 from app.models import Adapter, AdapterVersion, Job, Project, new_id
 from app.webhooks import outbox
 from finetune.config import nearest
+
+if TYPE_CHECKING:
+    from app.adapters.gate import Verdict
 
 MAX_NAME = 64
 NAMED = 20
@@ -54,9 +57,15 @@ def is_whole(version: AdapterVersion) -> bool:
 
 
 async def register_version(
-    db: AsyncSession, job: Job, base: dict[str, Any], uri: str, manifest_sha256: str, metrics: dict[str, Any]
+    db: AsyncSession,
+    job: Job,
+    base: dict[str, Any],
+    uri: str,
+    manifest_sha256: str,
+    metrics: dict[str, Any],
+    verdict: Verdict | None = None,
 ) -> AdapterVersion:
-    """Register what a job made, and promote it: a job without a gate is compared with nothing.
+    """Register what a job made, and promote it unless its gate says otherwise: a job without a gate is compared with nothing.
 
     Args:
         db: The transaction that ends the job; the caller holds the job's row lock.
@@ -66,6 +75,7 @@ async def register_version(
         uri: S3 prefix that holds manifest.json and adapter/, ending in `/`.
         manifest_sha256: Of the manifest's bytes.
         metrics: Of training and evaluation.
+        verdict: Of the gate; None without one.
     """
     known = (await db.execute(select(AdapterVersion).where(AdapterVersion.job_id == job.id))).scalar_one_or_none()
     if known is not None:
@@ -85,21 +95,38 @@ async def register_version(
         uri=uri,
         manifest_sha256=manifest_sha256,
         metrics=metrics,
+        verdict=verdict.word if verdict else None,
+        gate=verdict.as_json() if verdict else None,
     )
     db.add(version)
     if adapter is not None:
         adapter.last_version += 1
         await db.flush()
-        await history.record(db, adapter, version.version, "job", Actor(job_id=job.id), NO_GATE)
-        event = await events.record(
-            db,
-            job,
-            f"Version {version.version} of adapter {adapter.name} is promoted; it was {NO_GATE}",
-            data={"adapter": adapter.name, "version": version.version},
-        )
-        await outbox.owe(db, job, "adapter.promoted", event, {"adapter": as_told(adapter, version)})
+    await _tell(db, job, adapter, version, verdict)
     await db.flush()
     return version
+
+
+async def _tell(
+    db: AsyncSession, job: Job, adapter: Adapter | None, version: AdapterVersion, verdict: Verdict | None
+) -> None:
+    """What became of a new version: promoted or not, as event, in the history, and owed to endpoints."""
+    data: dict[str, Any] = {"gate": verdict.as_json()} if verdict else {}
+    if adapter is None:
+        if verdict is not None:
+            level = "info" if verdict.code == "unnamed" else "warn"
+            await events.record(db, job, verdict.sentence(version.model), level=level, data=data)
+        return
+    what = f"Version {version.version} of adapter {adapter.name}"
+    data |= {"adapter": adapter.name, "version": version.version, "promoted": verdict is None or verdict.promoted}
+    if verdict is not None and not verdict.promoted:
+        await events.record(db, job, verdict.sentence(what), level="warn", data=data)
+        return
+    reason = f"better than {verdict.against}: {verdict.reason}" if verdict else NO_GATE
+    await history.record(db, adapter, version.version, "job", Actor(job_id=job.id), reason)
+    message = verdict.sentence(what) if verdict else f"{what} is promoted; it was {NO_GATE}"
+    event = await events.record(db, job, message, data=data)
+    await outbox.owe(db, job, "adapter.promoted", event, {"adapter": as_told(adapter, version)})
 
 
 async def made(db: AsyncSession, project_id: str, name: str) -> Adapter:

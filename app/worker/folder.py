@@ -26,7 +26,7 @@ from finetune.config import JobSpec
 from finetune.mirror import PREFIX
 from finetune.progress import write_atomic
 from finetune.step_files import plan
-from finetune.steps import S3, FetchStep, ModelSource, Pinned, StepFile
+from finetune.steps import S3, Comparison, FetchStep, ModelSource, Pinned, StepFile
 
 CONTROL = "control.json"
 CODE_VERSION = importlib.metadata.version("llamaflow")
@@ -79,8 +79,15 @@ def of(settings: Settings, job_id: str) -> JobFolder:
     return JobFolder(settings.runs / job_id)
 
 
-def prepare(folder: JobFolder, settings: Settings, job: Job) -> None:
-    """Make everything a launch needs. The step files are made once and never again: a changed one would repeat its steps."""
+def prepare(folder: JobFolder, settings: Settings, job: Job, compare: Comparison | None = None) -> None:
+    """Make everything a launch needs. The step files are made once and never again: a changed one would repeat its steps.
+
+    Args:
+        folder: The job's.
+        settings: Of the service.
+        job: Its row.
+        compare: The version its gate compares with, if there is one.
+    """
     for path in (folder.train, folder.root / "launch"):
         path.mkdir(parents=True, exist_ok=True)
     (folder.train / CONTROL).unlink(missing_ok=True)  # what the last run was asked is done
@@ -92,12 +99,14 @@ def prepare(folder: JobFolder, settings: Settings, job: Job) -> None:
     beside = folder.root / "steps.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    for name, step in step_files(folder, settings, job).items():
+    for name, step in step_files(folder, settings, job, compare).items():
         write_atomic(beside / f"{name}.json", step.text())
     beside.rename(folder.steps)
 
 
-def step_files(folder: JobFolder, settings: Settings, job: Job) -> dict[str, StepFile]:
+def step_files(
+    folder: JobFolder, settings: Settings, job: Job, compare: Comparison | None = None
+) -> dict[str, StepFile]:
     """The job's step files. Only download, fetch and upload name a credentials file; where no disk is shared none names train/."""
     spec = JobSpec.model_validate(job.spec)
     shared = spec.execution.profile not in settings.unshared_profiles
@@ -112,6 +121,7 @@ def step_files(folder: JobFolder, settings: Settings, job: Job) -> dict[str, Ste
         cache_dir=str(settings.cache),
         state_dir=str(folder.train) if shared else None,
         mirror=None if shared else output_prefix(job) + PREFIX,
+        compare=compare,
         code_version=CODE_VERSION,
     )
     if settings.hf_token is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.adapters import gate
 from app.embedded.environment import PASSED_ON
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Status
@@ -27,6 +28,7 @@ from app.worker import remote
 from app.worker.context import Context, Hand
 from app.worker.folder import JobFolder
 from app.worker.outage import insist
+from finetune.steps import Comparison
 
 PIPELINE = PROJECT_ROOT / "pipeline" / "main.nf"
 
@@ -45,7 +47,8 @@ async def launch(context: Context, hand: Hand, job: Job, previous: Run | None) -
         OSError: The folder cannot be written, or the shim not be started.
     """
     folder = folders.of(context.settings, job.id)
-    await asyncio.to_thread(folders.prepare, folder, context.settings, job)
+    compare = None if folder.steps.exists() else await insist(lambda: _comparison(context, job))
+    await asyncio.to_thread(folders.prepare, folder, context.settings, job, compare)
     if previous is None:
         await remote.seed(context, hand, folder, job)
     planned = _plan(context, hand, job, previous, folder)
@@ -54,6 +57,11 @@ async def launch(context: Context, hand: Hand, job: Job, previous: Run | None) -
     handle = await asyncio.to_thread(start, context, folder, run)
     await insist(lambda: started(context, hand, run, handle))
     return run
+
+
+async def _comparison(context: Context, job: Job) -> Comparison | None:
+    async with context.database.transaction() as db:
+        return await gate.comparison(db, job)
 
 
 def _plan(context: Context, hand: Hand, job: Job, previous: Run | None, folder: JobFolder) -> Run:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters import pointer
+from app.adapters import gate, pointer
 from app.adapters.service import WHOLE, register_version
 from app.events import service as events
 from app.files.storage import connect
@@ -36,7 +36,7 @@ from app.worker import folder as folders
 from app.worker.context import Context, Hand
 from app.worker.launch import last_run
 from app.worker.outage import insist
-from finetune.exit_codes import StepError
+from finetune.exit_codes import BY_NAME, StepError
 from finetune.model.cache import revision
 from finetune.steps import Base, Manifest
 
@@ -83,6 +83,14 @@ async def _succeeded(context: Context, hand: Hand, run: Run, product: Product, r
         if job.pause_requested_at is not None:
             await events.record(db, job, "The job ended before it could be paused")
         await close(db, run, record)
+        verdict = await gate.judge(db, job, product.manifest.evaluation)
+        if verdict is not None and verdict.fails:
+            job.output = _output(product)
+            message = f"{verdict.sentence('The new version')}. {BY_NAME['gate_rejected'].remedy}"
+            error = StepError("gate_rejected", message, param="evaluation.gate").as_error()
+            await forget_keys(context, hand)
+            await lifecycle.failed(db, job, error, fence=hand.fence)
+            return
         await keep(db, job, product)
         await measured.keep(db, job, product.manifest, run.profile, context.settings)
         await forget_keys(context, hand)
@@ -105,16 +113,13 @@ async def keep(db: AsyncSession, job: Job, product: Product) -> None:
     """Everything that the job's row, its result file and the registry learn of the result."""
     manifest, result = product.manifest, product.manifest.result
     job.trained_tokens = result.trained_tokens
-    job.output = {
-        "uri": product.prefix,
-        "manifest_sha256": product.sha256,
-        "model_s3": f"{product.prefix}model_s3.txt",
-    }
+    job.output = _output(product)
     job.usage = {"gpu_seconds": result.gpu_seconds, "cpu_seconds": result.cpu_seconds, "estimated_cost": None}
     job.resolved = job.resolved or manifest.resolved.model_dump(mode="json")
     base = _own_base(product) or manifest.base
+    verdict = await gate.judge(db, job, manifest.evaluation)
     version = await register_version(
-        db, job, base.model_dump(mode="json"), product.prefix, product.sha256, _metrics(manifest)
+        db, job, base.model_dump(mode="json"), product.prefix, product.sha256, _metrics(manifest), verdict
     )
     job.fine_tuned_model = version.model
     await _result_file(db, job, product)
@@ -122,6 +127,14 @@ async def keep(db: AsyncSession, job: Job, product: Product) -> None:
         step = int(path.removeprefix("checkpoints/step-"))
         here = Checkpoint.job_id == job.id, Checkpoint.step_number == step
         await db.execute(update(Checkpoint).where(*here).values(uri=f"{product.prefix}{path}/"))
+
+
+def _output(product: Product) -> dict[str, Any]:
+    return {
+        "uri": product.prefix,
+        "manifest_sha256": product.sha256,
+        "model_s3": f"{product.prefix}model_s3.txt",
+    }
 
 
 def _own_base(product: Product) -> Base | None:
@@ -156,7 +169,7 @@ def _metrics(manifest: Manifest) -> dict[str, Any]:
         "valid_mean_token_accuracy": result.valid_mean_token_accuracy,
     }
     if evaluation is not None:
-        found |= evaluation.model_dump(mode="json", exclude={"samples"})
+        found |= evaluation.model_dump(mode="json", exclude={"samples", "gate"})
     return {name: value for name, value in found.items() if value is not None}
 
 
