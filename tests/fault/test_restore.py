@@ -103,6 +103,7 @@ async def test_what_a_restored_database_forgot_is_known_again_after_the_doctor(b
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_runs_that_a_restored_database_does_not_know_are_ended_and_new_jobs_run(
     backup: Backup, stub_tasks: Callable[..., None]
 ) -> None:
