@@ -75,17 +75,19 @@ def test_a_sample_gives_ranges_that_hold_what_is_counted(bench: Callable[..., Be
     assert found.examples[1] < 1.4 * found.examples[0]
 
 
-def test_time_and_memory_of_a_real_training_lie_within(bench: Callable[..., Bench], reaped: list[Any]) -> None:
+@pytest.mark.parametrize("what", ["peak_memory_bytes", pytest.param("seconds", marks=pytest.mark.slow)])
+def test_time_and_memory_of_a_real_training_lie_within(
+    what: str, bench: Callable[..., Bench], reaped: list[Any]
+) -> None:
     made = bench()
     report = json.loads((made.root / "prepare.report.json").read_text())["data"]
     expected = Estimate.model_validate(report["estimate"])
     process = made.start("run")
     reaped.append(process)
-    process.wait(60)
+    process.wait(240)
     result = Result.model_validate_json((made.root / "run" / "out" / "result.json").read_bytes())
     assert expected.total_steps == (result.steps,) * 2
-    assert holds(expected.seconds, result.seconds)
-    assert holds(expected.peak_memory_bytes, result.peak_memory_bytes), result.peak_memory_bytes
+    assert holds(getattr(expected, what), getattr(result, what)), getattr(result, what)
     assert (result.device, result.threads) == ("cpu", 1)
 
 

@@ -25,7 +25,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 QUIET = {"LLAMAFLOW_FP32": "1", "LLAMAFLOW_THREADS": "1", "LLAMAFLOW_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 
 def chat(question: str, answer: str) -> dict[str, Any]:

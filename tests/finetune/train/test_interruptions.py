@@ -60,7 +60,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(long: Bench, reaped
     assert process.stdout is not None
     process.stdout.close()  # a signal to a whole task also ends who reads its output
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == BY_NAME["interrupted"].status
+    assert process.wait(240) == BY_NAME["interrupted"].status
     result = left(long, "stopped")
     assert result.status == "interrupted"
     assert (long.state("stopped") / f"checkpoint-{result.steps}" / "optimizer.pt").is_file()
