@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 TIERS = ("unit", "db", "pipeline", "train", "e2e", "fault")
+SIDE_BY_SIDE = ("unit", "db", "train")
+"""Tiers whose files run two at a time, each process with services of its own; the others start whole machines of processes themselves."""
 CHECKS: tuple[tuple[str, list[str]], ...] = (
     ("format", [str(BIN / "ruff"), "format", "--check", "--quiet", "."]),
     ("lint", [str(BIN / "ruff"), "check", "--quiet", "."]),
@@ -57,6 +59,7 @@ def run_tier(tier: str, *, slow: bool, extra: list[str]) -> dict[str, float]:
             "-p",
             "no:cacheprovider",
             "--durations=5",
+            *(["-n", "2", "--dist", "loadfile"] if tier in SIDE_BY_SIDE and not slow else []),
             *extra,
         ]
         status = subprocess.run(argv, cwd=ROOT, env=environment(tier), check=False).returncode
