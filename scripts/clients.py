@@ -52,11 +52,12 @@ def install() -> None:
         shutil.copy(PINNED / name, packages)
     path = f"{node()}{os.pathsep}{os.environ['PATH']}"
     words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    subprocess.run([node() / "npm", *words], cwd=packages, env=os.environ | {"PATH": path}, check=True)
+    npm = node().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    subprocess.run([node() / "node", npm, *words], cwd=packages, env=os.environ | {"PATH": path}, check=True)
     STAMP.write_text(digest())
 
 
 if __name__ == "__main__":
     install()
-    argv = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "--no-checks", "conformance", *sys.argv[1:]]
+    argv = [sys.executable, "-m", "pytest", "-q", "-m", "conformance", "tests/conformance", *sys.argv[1:]]
     sys.exit(subprocess.run(argv, cwd=ROOT, check=False).returncode)

@@ -88,7 +88,7 @@ def verdict(tier: str, counts: dict[str, float], *, slow: bool) -> str:
 def main() -> int:
     """Run what was asked for; 0 if all of it is good."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tiers", nargs="*", choices=[*TIERS, "gpu", "conformance", []], help="Only these tiers.")
+    parser.add_argument("tiers", nargs="*", choices=[*TIERS, "gpu", []], help="Only these tiers.")
     parser.add_argument("--slow", action="store_true", help="The slow tests instead of the others.")
     parser.add_argument("--no-checks", action="store_true", help="Leave out format, lint, imports and types.")
     given, extra = parser.parse_known_args()
