@@ -43,6 +43,8 @@ async def record(db: AsyncSession, adapter: Adapter, to: int | None, kind: Kind,
         last_version=adapter.last_version, api_key_id=by.key_id, job_id=by.job_id, reason=reason,
     )  # fmt: skip
     adapter.promoted_version = to
+    if to is not None:
+        adapter.combination = None  # from now on the name is the version's
     db.add(row)
     await db.flush()
     return row

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from app.adapters import history, imports, lineage, pointer, promotions, removal, schemas, service
+from app.adapters import combine_routes, history, imports, lineage, pointer, promotions, removal, schemas, service
 from app.adapters.promotions import ANYTHING
 from app.auth import Reader, Writer
 from app.db import Database, Session
@@ -17,6 +17,7 @@ from app.rates import Rates
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
+router.include_router(combine_routes.router)  # before `/{name}`
 
 Number = Annotated[int, Path(description="Its number.", ge=1, le=2**63 - 1)]
 Force = Annotated[bool, Query(description="Also what is promoted; the name answers with nothing then.")]

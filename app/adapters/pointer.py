@@ -53,6 +53,8 @@ async def content(db: AsyncSession, adapter: Adapter) -> bytes:
         "promoted_at": int(last.created_at.timestamp()) if last else None,
         "version": version.version if version else None,
     }
+    if adapter.combination is not None:
+        told["combination"] = adapter.combination
     if version is not None:
         uri = version.uri.rstrip("/") + "/"
         told |= {

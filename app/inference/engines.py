@@ -35,16 +35,19 @@ class Served:
     Attributes:
         base: Where the base comes from, pinned where it can be.
         adapter: `id`, `uri`, `manifest_uri`, `manifest_sha256` of the adapter on it; None for the base alone.
+        combination: Instead of one: `members` (`name`, `adapter`), and perhaps `method` and `threshold`.
         raw: The one message is the prompt as it is, to be gone on from without a template.
     """
 
     base: ModelSource
     adapter: dict[str, str] | None = None
+    combination: dict[str, Any] | None = None
     raw: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """`llamaflow` of a request to an engine."""
         told = {"base": self.base.model_dump(mode="json"), "adapter": self.adapter}
+        told |= {"combination": self.combination} if self.combination is not None else {}
         return told | ({"raw": True} if self.raw else {})
 
 
@@ -57,6 +60,10 @@ class Engine(Protocol):
 
     async def stream(self, body: dict[str, Any], served: Served) -> Stream:
         """The completion as server-sent events, once it is sure to begin."""
+        ...
+
+    async def merge(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Make one adapter of several, and put it at `target`: its `files` and `lora`."""
         ...
 
     async def close(self) -> None:
@@ -95,27 +102,26 @@ class HttpEngine:
 
     async def complete(self, body: dict[str, Any], served: Served) -> dict[str, Any]:
         """See Engine."""
-        response = await self._send(body, served, WHOLE_SECONDS)
-        try:
-            answer: dict[str, Any] = json.loads(await response.aread())
-        except (httpx.HTTPError, ValueError) as problem:
-            raise _away(problem) from problem
-        finally:
-            await response.aclose()
-        return answer
+        return await _whole(await self._send(body, served, WHOLE_SECONDS))
 
     async def stream(self, body: dict[str, Any], served: Served) -> HttpStream:
         """See Engine."""
         return HttpStream(await self._send(body, served, SILENCE_SECONDS))
+
+    async def merge(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """See Engine."""
+        return await _whole(await self._post("/v1/adapters/merge", asked, WHOLE_SECONDS))
 
     async def close(self) -> None:
         """See Engine."""
         await self._client.aclose()
 
     async def _send(self, body: dict[str, Any], served: Served, silence: float) -> httpx.Response:
+        return await self._post("/v1/chat/completions", {**body, "llamaflow": served.as_json()}, silence)
+
+    async def _post(self, path: str, content: dict[str, Any], silence: float) -> httpx.Response:
         timeout = httpx.Timeout(silence, connect=CONNECT_SECONDS)
-        content = {**body, "llamaflow": served.as_json()}
-        request = self._client.build_request("POST", "/v1/chat/completions", json=content, timeout=timeout)
+        request = self._client.build_request("POST", path, json=content, timeout=timeout)
         try:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as problem:
@@ -160,6 +166,10 @@ class NoEngine:
         """Refuses."""
         raise _missing()
 
+    async def merge(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Refuses."""
+        raise _missing()
+
     async def close(self) -> None:
         """Nothing to close."""
 
@@ -170,6 +180,16 @@ def from_settings(settings: Settings) -> Engine:
         return NoEngine()
     token = settings.engine_token
     return HttpEngine(settings.engine_url, token.get_secret_value() if token else None)
+
+
+async def _whole(response: httpx.Response) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(await response.aread())
+    except (httpx.HTTPError, ValueError) as problem:
+        raise _away(problem) from problem
+    finally:
+        await response.aclose()
+    return told
 
 
 def _refusal(response: httpx.Response, content: bytes) -> ApiError:

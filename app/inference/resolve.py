@@ -1,7 +1,7 @@
 """What a model name in a chat request stands for. Names are looked up whole, never taken apart; nothing of another project is seen.
 
-In order: a base of the models file, one of the project's own models (app/adapters/lookup.py), a base that one of the
-project's adapters stands on.
+In order: a base of the models file, a combination of adapters that has a name, one of the project's own models
+(app/adapters/lookup.py), adapters combined for this request (`schema+kpi`), a base that one of the project's adapters stands on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters import bases, lookup
+from app.adapters import bases, combine, lookup
 from app.auth import Caller
 from app.errors import NotFound
 from app.inference.engines import Served
@@ -35,12 +35,17 @@ async def find_model(db: AsyncSession, caller: Caller, name: str, *, models_file
         models_file: See `Settings.models_file`.
     Raises:
         NotFound: `model_not_found`, naming a near one if there is one.
+        BadRequest: `incompatible_bases`, `unsupported_operation`: a combination that cannot be.
     """
     entries = bases.entries(models_file)
     if base := _of_file(name, entries):
         return Served(base)
+    if several := await combine.find(db, caller.project_id, name):
+        return Served(several.base, combination=several.as_json())
     if own := await lookup.find(db, caller.project_id, name):
         return Served(own.base, own.adapter.model_dump() if own.adapter else None)
+    if several := await combine.ad_hoc(db, caller.project_id, name):
+        return Served(several.base, combination=several.as_json())
     if found := await _by_base(db, caller, name):
         return found
     raise await _unknown(db, caller, name, list(entries))

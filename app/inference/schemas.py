@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 ModelName = Annotated[
     str,
     Field(
-        description="A base of the models file, an `ft:` model, an adapter's name (its promoted version), or a checkpoint.",
+        description="A base of the models file, an `ft:` model, an adapter's name (its promoted version), "
+        "a checkpoint, or several adapters: `schema+kpi`.",
         max_length=1024,
         pattern=r"^[^\x00-\x1f\x7f]+$",
     ),
@@ -85,3 +86,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str | None = Field(None, description="Equal ones answer equally to equal seeds.")
+    llamaflow: dict[str, Any] | None = Field(
+        None,
+        description="Of a combination: its `method`, and with `route` the `adapter` chosen (null: the base) and its `score`.",
+    )

@@ -16,9 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from finetune.exit_codes import StepError
 from finetune.inference import errors, model
@@ -26,6 +29,7 @@ from finetune.inference.answering import Answering
 from finetune.inference.errors import EngineError
 from finetune.inference.finding import Finder
 from finetune.inference.generation import Answer, Batch, Piece, Reading, Row, read_part, read_together
+from finetune.inference.merging import Merge, merge_to_s3
 from finetune.inference.request import ChatRequest
 from finetune.inference.sampling import Sampling
 from finetune.inference.settling import Settling
@@ -145,6 +149,17 @@ class Engine:
         answering.cancel()
         self._taken -= 1
 
+    async def merge(self, asked: Merge) -> dict[str, Any]:
+        """Make one adapter of several, beside the answers under way.
+
+        Raises:
+            EngineError: One cannot be had, or they cannot be merged.
+        """
+        try:
+            return await asyncio.to_thread(merge_to_s3, asked, self._finder)
+        except StepError as problem:
+            raise errors.of_step(problem) from problem
+
     async def unload(self) -> None:
         """Drop base and adapters from memory, when the answers under way are done. The next request loads again."""
         dropped = threading.Event()
@@ -163,7 +178,7 @@ class Engine:
             if self._reading:
                 self._guarded(self._read, [reading.owner for reading in self._reading])
             for batch in list(self._batches):
-                self._guarded(lambda batch=batch: self._step(batch), [row.owner for row in batch.rows])
+                self._guarded(partial(self._step, batch), [row.owner for row in batch.rows])
             self._batches = [batch for batch in self._batches if batch.rows]
 
     def _has_work(self) -> bool:
@@ -198,7 +213,7 @@ class Engine:
             if first.cancelled:
                 continue
             self._active.append(first)
-            self._guarded(lambda first=first: self._begin(first), [first])
+            self._guarded(partial(self._begin, first), [first])
 
     def _has_place(self, answering: Answering) -> bool:
         """Whether a request can begin beside those under way. With nothing under way, any can."""
@@ -252,7 +267,7 @@ class Engine:
                 chosen.append(reading)
         return chosen
 
-    def _join(self, readings: list[Reading], scores: torch.Tensor, cache: object) -> None:
+    def _join(self, readings: list[Reading], scores: torch.Tensor, cache: DynamicCache) -> None:
         """Bring prompts that were read into a batch they fit into, or into a new one."""
         count, longest = sum(len(one.answers) for one in readings), max(len(one.ids) for one in readings)
         kind, base = self._kind(readings[0]), self._loaded()
@@ -263,7 +278,7 @@ class Engine:
         if batch is None:
             batch = Batch(base, kind, closed=not base.joinable)
             self._batches.append(batch)
-        self._tell(batch.begin(readings, scores, cache))  # type: ignore[arg-type]
+        self._tell(batch.begin(readings, scores, cache))
 
     def _kind(self, reading: Reading) -> str | None:
         """The adapter that keeps a prompt from standing beside others; None if nothing does."""

@@ -38,7 +38,7 @@ class Finder:
             StepError: Base or adapter cannot be had, or are not what they should be.
         """
         target, access = request.llamaflow, S3()
-        folder, base = self._base(target.base, access)
+        folder, base = self.base(target.base, access)
         members = [member.adapter for member in target.combination.members] if target.combination else []
         wanted = [target.adapter] if target.adapter is not None else members
         found = tuple(self.adapter(source, base, access) for source in wanted)
@@ -67,7 +67,8 @@ class Finder:
         self._bases.clear()
         self._adapters.clear()
 
-    def _base(self, source: ModelSource, access: S3) -> tuple[Path, Base]:
+    def base(self, source: ModelSource, access: S3) -> tuple[Path, Base]:
+        """A base's folder, and what it is."""
         key = source.model_dump_json()
         known = self._bases.get(key)
         if known is None or not known[0].is_dir():

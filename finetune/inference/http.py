@@ -17,6 +17,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from finetune.inference.answering import Answering, Done
 from finetune.inference.engine import Engine
 from finetune.inference.errors import EngineError, bad
 from finetune.inference.generation import Piece
+from finetune.inference.merging import Merge
 
 MAX_BODY = 8 << 20
 PING_SECONDS = 10.0
@@ -69,6 +71,14 @@ def create_app(engine: Engine, token: str | None, *, ping_seconds: float = PING_
         answering = await engine.submit(wire.parse(await _body(request)))
         reply = Reply(engine, answering)
         return await (reply.streamed(ping_seconds) if answering.request.stream else reply.whole(request))
+
+    @app.post("/v1/adapters/merge", dependencies=[Depends(authenticate)])
+    async def merge(request: Request) -> dict[str, Any]:
+        try:
+            asked = Merge.model_validate(await _body(request))
+        except ValidationError as problem:
+            raise bad(f"The merge cannot be understood: {problem.errors()[0]['msg']}.", None) from None
+        return await engine.merge(asked)
 
     return app
 

@@ -1,7 +1,7 @@
 """Which of several adapters a question belongs to: the one whose training questions lie nearest to it.
 
-The file of vectors beside an adapter is `peft_folder.VECTORS`. Questions are compared as the base alone sees them (mean of its last hidden states), each less the mean over all adapters in
-question, by the cosine (measured: docs/serving.md). Beside every adapter lies a file of such vectors; texts are in none.
+Questions are compared as the base alone sees them (mean of its last hidden states), each less the mean over the adapters,
+by the cosine (measured: docs/serving.md). Beside an adapter lies a file of such vectors (`peft_folder.VECTORS`); no text.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Stacked:
         for layer in model.modules():
             if isinstance(layer, LoraLayer) and layer not in self._watched:
                 self._watched.add(layer)
-                layer.register_forward_hook(self._add)  # type: ignore[attr-defined]
+                layer.register_forward_hook(self._add)
 
     def forget(self, key: str) -> None:
         """An adapter is gone."""

@@ -24,7 +24,7 @@ from finetune.model.cache import file_sha256
 from finetune.model.peft_folder import WEIGHTS
 from finetune.progress import write_atomic, write_report
 from finetune.steps import Base, Parent, Resolved, Result, TrainStep
-from finetune.train import methods, ranks
+from finetune.train import computing, methods, questions, ranks
 from finetune.train.folder import TrainFolder, step_of, train_key
 from finetune.train.methods import Given, Work
 from finetune.train.remote import folder_of
@@ -85,10 +85,13 @@ def train(given: Given, folder: TrainFolder) -> Result:
     teller = Teller(folder, given.resolved.total_steps, given.resolved.n_epochs, where)
     watch = Watch(folder, teller.seconds, given.step.max_runtime_seconds)
     chosen = technique(given.step.technique, methods.backend(given.step.backend))
+    computing.require(given.step.kernels, where)
     with watch.listening():
         parent = given.parent[1] if given.parent else None
         ground = Ground(given.base_folder, given.step.lora, given.step.seed, parent, where, kind)
         model = chosen.load(ground)
+        if given.step.kernels == "compile":
+            computing.compile_layers(model)
         trainer = methods.trainer(Work(given, chosen, model, folder, teller, watch, where, kind))
         _tell_of_parent(given, teller)
         teller.start(step_of(resumed) if resumed else None, precision=kind, device=str(where), pid=os.getpid())
@@ -106,8 +109,19 @@ def train(given: Given, folder: TrainFolder) -> Result:
     with folder.making(MAKES[given.step.technique]) as beside:
         told = Made(given.base_folder, given.base, given.tokenizer.template.source, given.resolved, result)
         chosen.export(trainer.model, told, beside)
+        if MAKES[given.step.technique] == "adapter":
+            _keep_questions(trainer.model, given, teller, beside)
     folder.end(result, teller.step)
     return result
+
+
+def _keep_questions(model: Any, given: Given, teller: Teller, folder: Path) -> None:
+    """The vectors of the training questions beside the adapter; a training is not lost over them."""
+    try:
+        questions.keep(model, given.prepared, given.tokenizer, folder)
+    except (RuntimeError, AttributeError, TypeError) as problem:  # memory, or a base that is built otherwise
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        teller.notice(teller.step, f"The adapter has no question vectors, so it cannot be routed to: {reason}")
 
 
 def resumable(checkpoint: Path) -> bool:
