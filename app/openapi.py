@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.examples import EXAMPLES
+
 DESCRIPTION = """
 Fine-tuning as a service: one request in, a LoRA adapter on S3 and a signed callback out.
 
@@ -21,6 +23,8 @@ TAGS = [
     {"name": "Chat", "description": "Ask a base or a fine-tuned model."},
     {"name": "Completions", "description": "Let a model go on from a text as it stands, without a chat template."},
     {"name": "Responses", "description": "The newer way to ask, with answers that are kept and gone on from."},
+    {"name": "Feedback", "description": "What answers were worth, by version, and training data made of it."},
+    {"name": "Loops", "description": "Adapters that are trained again as feedback comes in."},
     {"name": "Webhooks", "description": "Who is told of events, signed with which secret, and what was answered."},
     {"name": "Imports", "description": "History brought over from OpenAI: what it was there, and what it became here."},
     {"name": "Health", "description": "For supervisors and load balancers; no key is needed."},
@@ -78,6 +82,8 @@ def _put_errors(document: dict[str, Any]) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = ERROR
+    for name in EXAMPLES.keys() & schemas.keys():
+        schemas[name].setdefault("example", EXAMPLES[name])
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             operation["responses"].pop("422", None)

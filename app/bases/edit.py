@@ -27,7 +27,7 @@ def add(file: Path, name: str, fields: dict[str, Any]) -> catalog.Entry:
     before = (file if file.exists() else catalog.SHIPPED).read_text(encoding="utf-8")
     if name in (catalog.load(file) if file.exists() else catalog.load()):
         raise StepError("model_not_found", f"{file} has {name!r} already. Change it there.")
-    lines = [f"[models.{json.dumps(name)}]", *(f"{key} = {json.dumps(value)}" for key, value in fields.items())]
+    lines = [f"[models.{_text(name)}]", *(f"{key} = {_text(value)}" for key, value in fields.items())]
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, made = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".new")
     try:
@@ -41,3 +41,8 @@ def add(file: Path, name: str, fields: dict[str, Any]) -> catalog.Entry:
     finally:
         Path(made).unlink(missing_ok=True)
     return entry
+
+
+def _text(value: Any) -> str:
+    """A value as TOML writes it, which for text and numbers is as JSON does."""
+    return json.dumps(value, ensure_ascii=False)

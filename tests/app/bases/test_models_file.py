@@ -30,12 +30,12 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Typed]:
 
 @pytest.mark.unit
 def test_an_alias_is_added_behind_what_stands_there_and_taken_from_its_base(typed: Typed, tmp_path: Path) -> None:
-    said = typed("add", ALIAS, "--alias", MODEL, "--max-epochs", "3", "--description", 'for "old" code')
+    said = typed("add", ALIAS, "--alias", MODEL, "--max-epochs", "3", "--description", 'for "old" code 😀')
     assert said.exit_code == 0, said.output
     text = (tmp_path / "models.toml").read_text()
     assert text.startswith(catalog.SHIPPED.read_text().rstrip())
     assert tomllib.loads(text)["models"][ALIAS] == {
-        "alias": MODEL, "max_epochs": 3, "description": 'for "old" code',
+        "alias": MODEL, "max_epochs": 3, "description": 'for "old" code 😀',
     }  # fmt: skip
     entry, base = (catalog.load(tmp_path / "models.toml")[name] for name in (ALIAS, MODEL))
     assert (entry.source, entry.location, entry.license) == (base.source, base.location, base.license)
