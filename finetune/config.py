@@ -28,6 +28,7 @@ AUTO_BETA = "0.1"
 Technique = Literal["lora", "qlora", "full"]
 MethodType = Literal["supervised", "dpo"]
 Backend = Literal["auto", "own", "trl", "unsloth"]
+Kernels = Literal["auto", "liger", "compile"]
 Product = Literal["adapter", "model"]
 
 MAKES: dict[Technique, Product] = {"lora": "adapter", "qlora": "adapter", "full": "model"}
@@ -201,10 +202,8 @@ class Execution(Spec):
     spot: Bool = False
     max_runtime_seconds: Count | None = Field(None, description="Counts the running of FINE_TUNE, not its waiting.")
     priority: Int = Field(0, ge=-100, le=100)
-    backend: Backend = Field(
-        "auto",
-        description="Who trains: own (auto), TRL's trainer with its own batches, or Unsloth where it is installed.",
-    )
+    backend: Backend = Field("auto", description="Who trains: own (auto), TRL's trainer, or Unsloth where installed.")
+    kernels: Kernels = Field("auto", description="liger: Liger's, on a GPU where installed. compile: by torch.compile.")
 
 
 class MethodOptions(Spec):
@@ -265,14 +264,14 @@ class JobSpec(Spec):
         return self
 
 
-NOT_TOGETHER: tuple[tuple[str, Any, str, Any, str], ...] = (
-    ("technique", "full", "execution.backend", "unsloth", "Unsloth trains adapters here; use backend own"),
-    ("method.type", "dpo", "execution.backend", "unsloth", "preferences are trained by TRL; leave the backend out"),
-    ("method.type", "dpo", "hyperparameters.packing", True, "pairs are not packed; leave it out"),
-    ("execution.backend", "trl", "hyperparameters.packing", True, "our own loop packs; leave one of the two out"),
-    ("execution.backend", "unsloth", "hyperparameters.packing", True, "our own loop packs; leave one of the two out"),
-    ("technique", "full", "output.merge", True, "there is no adapter to merge; the result is a whole model already"),
-    ("technique", "full", "output.gguf", True, "only an adapter is exported so; leave it out"),
+NOT_TOGETHER: tuple[tuple[str, tuple[Any, ...], str, tuple[Any, ...], str], ...] = (
+    ("technique", ("full",), "execution.backend", ("unsloth",), "Unsloth trains adapters here; use backend own"),
+    ("method.type", ("dpo",), "execution.backend", ("unsloth",), "preferences are trained by TRL; leave it out"),
+    ("method.type", ("dpo",), "hyperparameters.packing", (True,), "pairs are not packed; leave it out"),
+    ("execution.backend", ("trl", "unsloth"), "hyperparameters.packing", (True,), "our own loop packs; leave one out"),
+    ("execution.backend", ("trl", "unsloth"), "execution.kernels", ("liger", "compile"), "leave one of the two out"),
+    ("technique", ("full",), "output.merge", (True,), "there is no adapter to merge; the result is a whole model"),
+    ("technique", ("full",), "output.gguf", (True,), "only an adapter is exported so; leave it out"),
 )
 """Two fields with values that do not go together, and the way out."""
 
@@ -300,9 +299,9 @@ def unsupported(spec: JobSpec) -> tuple[str, str] | None:
             "hyperparameters.early_stopping_patience",
             f"execution.backend={spec.execution.backend!r} does not stop early. Leave one of the two out.",
         )
-    for one, value, other, against, out in NOT_TOGETHER:
-        if _at(spec, one) == value and _at(spec, other) == against:
-            return other, f"{other}={against!r} does not go with {one}={value!r}: {out}."
+    for one, values, other, against, out in NOT_TOGETHER:
+        if (value := _at(spec, one)) in values and (given := _at(spec, other)) in against:
+            return other, f"{other}={given!r} does not go with {one}={value!r}: {out}."
     if (gate := spec.evaluation.gate) is not None and gate.metric == "loss" and gate.min is not None:
         return (
             "evaluation.gate.min",

@@ -38,6 +38,7 @@ OWN: dict[str, str] = {
     "technique": "technique",
     "method": "method.type",
     "backend": "execution.backend",
+    "kernels": "execution.kernels",
     "archive": "output.archive",
     "merge": "output.merge",
     "gguf": "output.gguf",

@@ -68,6 +68,7 @@ def plan(
             technique=spec.technique,
             method=spec.method.type,
             backend=spec.execution.backend,
+            kernels=spec.execution.kernels,
             lora=spec.lora,
             seed=spec.seed,
             state_dir=state_dir,

@@ -28,6 +28,7 @@ from finetune.config import (
     Data,
     Evaluation,
     Hyperparameters,
+    Kernels,
     Lora,
     MethodType,
     Output,
@@ -146,6 +147,7 @@ class TrainStep(StepFile):
     technique: Technique = "lora"
     method: MethodType = "supervised"
     backend: Backend = "auto"
+    kernels: Kernels = Field("auto", exclude_if=lambda kernels: kernels == "auto")
     lora: Lora
     seed: int
     state_dir: str | None = Field(
@@ -346,6 +348,7 @@ class EvaluationResult(StepFile):
     exact_match: float | None = None
     contains: float | None = None
     chrf: float | None = Field(None, exclude_if=lambda chrf: chrf is None)
+    rewards: dict[str, float] | None = Field(None, description="Of pairs.", exclude_if=lambda found: found is None)
     gate: GateResult | None = Field(None, exclude_if=lambda gate: gate is None)
     forgetting: Forgetting | None = Field(None, exclude_if=lambda found: found is None)
     samples: list[Sample] = Field(default_factory=list)

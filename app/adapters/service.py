@@ -20,6 +20,7 @@ from app.events import service as events
 from app.models import Adapter, AdapterVersion, Job, Project, new_id
 from app.webhooks import outbox
 from finetune.config import nearest
+from finetune.model.product import MODEL
 
 if TYPE_CHECKING:
     from app.adapters.gate import Verdict
@@ -29,7 +30,7 @@ NAMED = 20
 """Versions named in an error, the newest."""
 NAMES_CONSIDERED = 500
 """Adapters, the newest, among which a near name is looked for."""
-WHOLE = "model/"
+WHOLE = MODEL
 """The folder of a model of all weights, below its job's prefix."""
 NO_GATE = "compared with nothing, as no gate was set"
 

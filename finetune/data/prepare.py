@@ -27,7 +27,7 @@ from finetune.data.parallel import gather, processes
 from finetune.data.problems import File
 from finetune.data.resolve import resolve
 from finetune.data.sealed import code_sha256, intact, place, seal
-from finetune.data.shards import Task
+from finetune.data.shards import Shard, Task
 from finetune.data.tokenizer import TextTokenizer, load
 from finetune.estimate import device
 from finetune.estimate import prepared as expectation
@@ -84,7 +84,7 @@ def run(step: PrepareStep, inputs: dict[str, Path], out: Path) -> None:
     resolved = Resolved.model_validate_json((out / "prepared" / "resolved.json").read_bytes())
     if resolved.packing:
         packs.require(inputs["base"], resolved.longest)
-    facts = expectation.facts(base, inputs["base"], resolved, files, step)
+    facts = expectation.facts(base, inputs["base"], resolved, found["bytes_a_token"])
     expected = expectation.by_hand(facts, step, base)
     print(f"{sentence(expected)}.", flush=True)
     told = {"facts": facts.model_dump(mode="json"), "estimate": expected.model_dump(mode="json")}
@@ -149,13 +149,21 @@ def prepare(
         **cut(train.longest),
     )
     write_atomic(folder / "resolved.json", resolved.text())
-    _write_json(folder / "statistics.json", statistics.describe(folder, counted, taken, files, resolved.total_steps))
+    found = statistics.describe(folder, counted, taken, files, resolved.total_steps)
+    _write_json(folder / "statistics.json", found | {"bytes_a_token": bytes_a_token(files, made)})
     _write_json(folder / "tokens.json", tokens(tokenizer))
     write_atomic(folder / "chat_template.jinja", tokenizer.template.source)
     statistics.write_lines(folder / "samples.jsonl", statistics.samples(folder, files, data))
     for split in SPLITS:
         repeats.path(folder, split).unlink()
     return sum(not shard.cached for shard in made)
+
+
+def bytes_a_token(files: list[File], made: list[Shard]) -> float | None:
+    """Bytes of text that make one token of the training rows; None if no text was read."""
+    train = [shard for file, shard in zip(files, made, strict=True) if file.split == "train"]
+    size, tokens_ = sum(shard.bytes for shard in train), sum(shard.tokens for shard in train)
+    return round(size / tokens_, 4) if size and tokens_ else None
 
 
 def _told(files: list[File], split: Split, data: Data) -> Data:

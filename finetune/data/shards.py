@@ -25,6 +25,7 @@ from finetune.data.problems import Code, File
 from finetune.data.row import Pair, Row
 from finetune.data.sealed import code_sha256, intact, place, seal
 from finetune.data.tokenizer import TextTokenizer
+from finetune.estimate.sample import text_bytes
 from finetune.model.cache import address, locked, making, touch
 
 BATCH_ROWS = 256
@@ -69,12 +70,16 @@ class Shard:
     Attributes:
         folder: As `Task.target`.
         rows: Rows read, with those that cannot be tokenised.
+        bytes: Of their texts, in UTF-8.
+        tokens: Made of them.
         problems: What is wrong with rows.
         cached: Whether the tokens were there before.
     """
 
     folder: Path
     rows: int = 0
+    bytes: int = 0
+    tokens: int = 0
     problems: dict[Code, Errors] = field(default_factory=dict)
     cached: bool = False
 
@@ -99,13 +104,12 @@ def make(task: Task, tokenizer: TextTokenizer) -> Shard:
         if intact(kept):
             place(kept, task.target)
             touch(kept)
-            return Shard(
-                task.target, json.loads((task.target / FOUND).read_text(encoding="utf-8"))["rows"], cached=True
-            )
+            return Shard(task.target, **json.loads((task.target / FOUND).read_text(encoding="utf-8")), cached=True)
         task.target.mkdir(parents=True, exist_ok=True)
         shard = tokenise(task.file, task.data, tokenizer, task.target)
         if not shard.problems:
-            (task.target / FOUND).write_text(json.dumps({"rows": shard.rows}) + "\n", encoding="utf-8")
+            counted = {"rows": shard.rows, "bytes": shard.bytes, "tokens": shard.tokens}
+            (task.target / FOUND).write_text(json.dumps(counted) + "\n", encoding="utf-8")
             with making(kept) as folder:
                 place(task.target, folder)
                 seal(folder)
@@ -127,7 +131,9 @@ def tokenise(file: File, data: Data, tokenizer: TextTokenizer, folder: Path) -> 
                     encoded.append(item)
             if encoded:
                 for writer, examples in zip(writers, zip(*encoded, strict=True), strict=True):
-                    writer.add(_joined(examples))
+                    block = _joined(examples)
+                    shard.tokens += len(block.tokens)
+                    writer.add(block)
     return shard
 
 
@@ -137,6 +143,7 @@ def _good(rows: Iterator[Row | Pair | reading.Flaw], shard: Shard) -> Iterator[R
             shard.add("invalid_file_format", row.kind, row.line, row.message)
         else:
             shard.rows += 1
+            shard.bytes += text_bytes(row)
             yield row
 
 

@@ -5,33 +5,27 @@ Told before a GPU minute is spent. The service reckons again with its earlier ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from finetune.config import JobSpec
-from finetune.data.reading import CHUNK_BYTES
 from finetune.estimate import device, shape
 from finetune.estimate.memory import Fit, Load, fit
 from finetune.estimate.ranges import exactly
 from finetune.estimate.reckon import Counted, Known, complete
 from finetune.estimate.result import Basis, Estimate, Where
-from finetune.estimate.sample import Part, take, text_bytes
 from finetune.estimate.shape import Shape
 from finetune.steps import Base, PrepareStep, Resolved, Room
-
-if TYPE_CHECKING:
-    from finetune.data.problems import File  # brings numpy, which the service need not have
 
 
 class Facts(BaseModel):
     """What PREPARE_DATA found that time and memory depend on.
 
     parameters, units, vocabulary: of the base, as `finetune.estimate.shape.Shape`. tokens, trained_tokens: of one epoch.
-    bytes_a_token: bytes of text that make one token, of the first rows.
+    bytes_a_token: bytes of text that make one token of the training rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -57,30 +51,21 @@ class Facts(BaseModel):
         return Shape(self.parameters, self.units, self.vocabulary, read=True)
 
 
-def facts(base: Base, folder: Path, resolved: Resolved, files: list[File], step: PrepareStep) -> Facts:
+def facts(base: Base, folder: Path, resolved: Resolved, bytes_a_token: float | None) -> Facts:
     """What there is to know of a prepared dataset.
 
     Args:
         base: base.json.
         folder: The base's.
         resolved: resolved.json.
-        files: The dataset as downloaded: its first rows are read once more, for the length of their texts.
-        step: How they are read.
+        bytes_a_token: As PREPARE_DATA counted.
     """
     found = shape.of_folder(folder) or shape.of_parameters(base.parameters)
-    parts = [
-        Part(file.uri, file.path.stat().st_size, lambda file=file: _open(file.path))  # type: ignore[misc]
-        for file in files
-        if file.split == "train"
-    ]
-    rows = take(parts, step.data)
-    size = sum(text_bytes(item) for item in rows.items)
-    tokens = resolved.tokens / resolved.n_examples * len(rows.items)
     return Facts(
         parameters=base.parameters,
         units=found.units,
         vocabulary=found.vocabulary,
-        bytes_a_token=round(size / tokens, 4) if tokens and size else None,
+        bytes_a_token=bytes_a_token,
         **{name: getattr(resolved, name) for name in Facts.model_fields if hasattr(resolved, name)},
     )
 
@@ -145,8 +130,3 @@ def expected(made: Facts, spec: JobSpec, known: Known, model: str) -> Estimate:
     if made.micro_batch_tokens is not None:
         known = replace(known, cut=Fit(made.micro_batch_tokens, made.gradient_checkpointing))
     return complete(told, asked, counted, known)
-
-
-def _open(path: Path) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        yield from iter(lambda: file.read(CHUNK_BYTES), b"")

@@ -18,7 +18,7 @@ import torch
 from finetune.config import Evaluation
 from finetune.data.arrays import Examples
 from finetune.data.tokenizer import TextTokenizer, load
-from finetune.evaluate import forgetting, gate
+from finetune.evaluate import forgetting, gate, rewards
 from finetune.evaluate.answers import Question, answer, ask, read_questions
 from finetune.evaluate.heldout import by_row
 from finetune.evaluate.scores import OF_ANSWERS, OF_TOKENS, Rows
@@ -66,7 +66,7 @@ def measure(
     with untrained() as other:
         plain = sheet.scored(other, answers=asked.gate is not None)
     samples = _samples(asked, prepared, model, untrained, tokenizer)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"rewards": rewards.of_pairs(model, untrained, prepared, sheet.pad_id, sheet.budget)}
     if asked.gate is not None and len(sheet.rows):
         told["forgetting"] = forgetting.check(model, untrained, tokenizer, sheet.pad_id, sheet.budget)
         del model, untrained, other

@@ -61,6 +61,10 @@ def forgotten(found: Forgetting) -> str:
     )
 
 
+REWARDS = ("accuracy", "margin")
+"""What is told of preferences; the file has all."""
+
+
 def sentence(result: EvaluationResult) -> str:
     """What a user reads, such as "Evaluated on 48 held-out rows: loss 0.21 (base 2.93), token accuracy 0.95 (base 0.47)."."""
     if not result.rows and not result.samples:
@@ -71,6 +75,7 @@ def sentence(result: EvaluationResult) -> str:
         ("exact match", result.exact_match, None),
         ("contains", result.contains, None),
         ("chrF", result.chrf, None),
+        *((f"rewards {name}", value, None) for name, value in (result.rewards or {}).items() if name in REWARDS),
     )
     told = [
         f"{name} {value:.2f}" + (f" (base {base:.2f})" if base is not None else "")

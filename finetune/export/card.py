@@ -1,4 +1,4 @@
-"""The model card: README.md of an adapter's folder, as the Hugging Face hub reads it, made of the manifest. No torch.
+"""The model card: README.md of a product's folder, as the Hugging Face hub reads it, made of the manifest. No torch.
 
 The front matter is YAML by https://huggingface.co/docs/hub/model-cards; values are written as JSON, which YAML contains.
 No address of a dataset and no path stands in it: a card is made to be passed on.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
 from typing import Any
 
-from finetune.steps import Base, Manifest
+from finetune.model.product import public_name
+from finetune.steps import Base, Manifest, Resolved, Result, Source
 
 LOAD_ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,6 +55,21 @@ def card(manifest: Manifest, *, whole: bool = False) -> str:
     return "\n".join(sections)
 
 
+def before_upload(base: Base, resolved: Resolved, result: Result, lora: dict[str, Any] | None) -> str:
+    """The card of a training's product before anything of it is on S3: the same for the same weights.
+
+    Args:
+        base, resolved, result: What was trained; the seconds it took are left out.
+        lora: The adapter's shape; None for a model of its own.
+    """
+    timeless = result.model_copy(update={"seconds": 0.0, "cpu_seconds": 0.0, "gpu_seconds": 0.0})
+    manifest = Manifest(
+        job="", suffix=None, created_at=0, base=base, dataset=Source(files=[]), config={"lora": lora or {}}, resolved=resolved,
+        result=timeless, evaluation=None, code_version="", image=None, files=[],
+    )  # fmt: skip
+    return card(manifest, whole=lora is None)
+
+
 def front_matter(manifest: Manifest, whole: bool = False) -> dict[str, Any]:
     """What the hub reads: base model and relation, library, task, tags, and the metrics on the held-out rows."""
     technique = manifest.resolved.technique
@@ -77,12 +92,6 @@ def front_matter(manifest: Manifest, whole: bool = False) -> dict[str, Any]:
         result = {"task": task, "dataset": dataset, "metrics": metrics}
         found["model-index"] = [{"name": _title(manifest, whole), "results": [result]}]
     return found
-
-
-def public_name(base: Base) -> str:
-    """The base's id; for an S3 prefix or a folder of some machine its last part."""
-    is_place = base.kind in ("path", "s3") or base.id.startswith(("/", "s3://", "file:"))
-    return PurePosixPath(base.id).name if is_place else base.id
 
 
 def _title(manifest: Manifest, whole: bool) -> str:
@@ -109,10 +118,14 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("Learning rate", rate),
         ("Longest example", f"{resolved.max_length:,} tokens at most"),
         ("Precision", result.precision),
-        ("Time", f"{result.seconds:,.0f} s; {result.cpu_seconds:,.0f} CPU s, {result.gpu_seconds:,.0f} GPU s"),
+        ("Time", _time(result) if result.seconds else ""),
         ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))),
         ("Made by", f"LlamaFlow {manifest.code_version}" if manifest.code_version else ""),
     ]
+
+
+def _time(result: Result) -> str:
+    return f"{result.seconds:,.0f} s; {result.cpu_seconds:,.0f} CPU s, {result.gpu_seconds:,.0f} GPU s"
 
 
 def _data(manifest: Manifest) -> list[tuple[str, str]]:
@@ -153,6 +166,7 @@ def _measured(manifest: Manifest) -> list[tuple[str, str, float | None, float | 
         ("accuracy", "token accuracy", found.token_accuracy, found.base_token_accuracy),
         ("exact_match", "exact match", found.exact_match, None),
         ("contains", "contains", found.contains, None),
+        *((f"rewards_{name}", f"rewards, {name}", value, None) for name, value in (found.rewards or {}).items()),
     ]
 
 

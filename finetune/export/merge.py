@@ -7,7 +7,6 @@ compared twice: merged float32 weights with base + adapter (a disagreement fails
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,30 +62,6 @@ def merged(base: Path, adapter: Path, probes: list[list[int]]) -> tuple[Any, Log
         told = f"Merged weights answer otherwise than base and adapter: a logit differs by {agreement.difference:.3g}."
         raise StepError("merge_mismatch", told)
     return whole, apart, agreement
-
-
-def save(model: Any, kind: str, base: Path, folder: Path) -> None:
-    """Write a merged model: safetensors of the type `kind`, and the base's generation settings. The model is cast in place.
-
-    Args:
-        model: Of `merged`; not to be used afterwards.
-        kind: `float32`, `bfloat16` or `float16`.
-        base: The base's folder.
-        folder: Where to write; must be there.
-    """
-    model.to(getattr(torch, kind)).save_pretrained(folder, max_shard_size="4GB")
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    if (own := base / "generation_config.json").is_file():
-        shutil.copyfile(own, folder / own.name)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-
-
-def stored_kind(base: Path) -> str:
-    """What the base's own weights are stored as, by its config.json; float32 for anything unusual."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    kind = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return kind if kind in ("bfloat16", "float16") else "float32"
 
 
 def reread(folder: Path, apart: Logits, probes: list[list[int]]) -> Agreement:

@@ -17,7 +17,6 @@ from finetune.model.peft_folder import TEMPLATE
 from finetune.model.product import kind_of
 from finetune.progress import write_atomic, write_report
 from finetune.steps import ExportResult, ExportStep
-from finetune.train.adapter import write_tokenizer
 
 
 def run(step: ExportStep, inputs: dict[str, Path], out: Path) -> None:
@@ -63,6 +62,7 @@ def export(
 
     from finetune.export import merge
     from finetune.model import loading
+    from finetune.train.adapter import write_model, write_tokenizer
 
     loading.use_threads()
     if shape is not None and adapter == base:
@@ -73,9 +73,8 @@ def export(
     tensors = _gguf(model, shape, base, tokenizer, step.name, folder / GGUF) if shape is not None else None
     cast = kind = None
     if step.merge:
-        kind = merge.stored_kind(base)
         (folder / MERGED).mkdir()
-        merge.save(model, kind, base, folder / MERGED)
+        kind = write_model(model, base, folder / MERGED)
         write_tokenizer(base, tokenizer.template.source, folder / MERGED)
         del model
         cast = merge.reread(folder / MERGED, apart, probes)

@@ -17,10 +17,9 @@ from finetune.inference import adapters
 from finetune.inference.request import AdapterSource
 from finetune.model.catalog import Entry, resolve
 from finetune.model.peft_folder import vouched
+from finetune.model.product import ADAPTER, MODEL
 from finetune.progress import write_atomic
 from finetune.steps import S3, Base, ModelSource, Parent
-
-ADAPTER, MODEL = "adapter/", "model/"
 
 
 def source(prefix: str, content: bytes, entries: Mapping[str, Entry], *, allow_path: bool = False) -> ModelSource:

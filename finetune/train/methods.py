@@ -21,6 +21,7 @@ from finetune.estimate.memory import TOKENS, Fit, Load, fit
 from finetune.evaluate.answers import read_questions
 from finetune.model.loading import Precision
 from finetune.steps import Base, Parent, Resolved, TrainStep
+from finetune.train import computing
 from finetune.train.folder import TrainFolder
 from finetune.train.techniques import Technique
 from finetune.train.tell import Teller
@@ -92,7 +93,10 @@ class Work:
     def arguments(self) -> Any:
         """The library's settings for our own loop."""
         optimiser = self.technique.optimiser(self.where)
-        return arguments(self.folder, self.given.resolved, self.given.step.seed, self.where, optimiser)
+        made = arguments(self.folder, self.given.resolved, self.given.step.seed, self.where, optimiser)
+        for name, value in computing.liger(self.given.step.kernels).items():
+            setattr(made, name, value)
+        return made
 
 
 def cut(given: Given, where: torch.device) -> Fit:

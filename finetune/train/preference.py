@@ -18,12 +18,11 @@ from trl import DPOConfig, DPOTrainer
 from finetune.data.arrays import EncodedPair, Pairs, Split
 from finetune.data.encode import Example
 from finetune.data.tokenizer import TextTokenizer
-from finetune.evaluate.answers import answer
 from finetune.model import loading
 from finetune.train.batches import micro_batches
 from finetune.train.loss import autocast, pad
 from finetune.train.methods import Work
-from finetune.train.trainer import SupervisedTrainer, one_accelerator, samples
+from finetune.train.trainer import SupervisedTrainer, one_accelerator
 
 MEASURES = {
     "rewards_margin": "rewards/margins",
@@ -207,11 +206,8 @@ class PreferenceTrainer(SupervisedTrainer):
                     self._add(sums, share)
         finally:
             self.model.train(training)
-        questions, tokenizer = self.ask
-        answers = answer(self.model, tokenizer, questions)
         measures = {name: sums[theirs] for name, theirs in MEASURES.items()}
-        told = samples(questions, answers)
-        self.teller.evaluated(self.state.global_step, loss, sums[TOKEN_ACCURACY], told, **measures)
+        self.teller.evaluated(self.state.global_step, loss, sums[TOKEN_ACCURACY], self._samples(), **measures)
         return {"eval_loss": loss}
 
 

@@ -29,6 +29,7 @@ from finetune.model.loading import is_out_of_memory
 from finetune.steps import Resolved
 from finetune.train import fused, heap, history, packing, ranks
 from finetune.train.batches import Steps, micro_batches, packed, share
+from finetune.train.computing import recompute
 from finetune.train.folder import TrainFolder
 from finetune.train.keeping import Keeping, Write
 from finetune.train.loss import Score, lay, score
@@ -93,19 +94,6 @@ def one_accelerator(made: Settings) -> Settings:
     if made.n_gpu > 1:
         made._n_gpu = 1
     return made
-
-
-def recompute(model: Any) -> bool:
-    """Let a model compute activations anew on the way back instead of keeping them (Chen et al. 2016, arXiv:1604.06174).
-
-    Returns:
-        False if it does so already, or cannot.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if inner.is_activation_checkpointing or not inner.supports_gradient_checkpointing:
-        return False
-    inner.activation_checkpointing_enable({"use_reentrant": False})
-    return True
 
 
 def samples(questions: Sequence[Question], answers: Sequence[str]) -> list[dict[str, str]]:
@@ -340,10 +328,15 @@ class SupervisedTrainer(Keeping, Trainer):  # type: ignore[misc]
         found = held_out(self.model, self.validation, self.pad_id, self.budget, lambda: self.watch.signalled)
         if found is None:
             return {}
-        questions, tokenizer = self.ask
-        answers = [] if self.watch.signalled else (stream if is_watched() else answer)(self.model, tokenizer, questions)
-        self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, samples(questions, answers))
+        self.teller.evaluated(self.state.global_step, found.loss, found.accuracy, self._samples())
         return {"eval_loss": found.loss}
+
+    def _samples(self) -> list[dict[str, str]]:
+        """A few held-out questions with what the model answers; none when the training is asked to stop."""
+        questions, tokenizer = self.ask
+        if self.watch.signalled:
+            return []
+        return samples(questions, (stream if is_watched() else answer)(self.model, tokenizer, questions))
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate, keep the weights if they are the best so far, and stop if they have not been for long enough."""

@@ -62,6 +62,11 @@ def refusal(folder: Path, content: Any) -> dict[str, Any]:
             "unsupported_operation",
             "our own loop packs",
         ),
+        (
+            {"model": "m", "training_file": "t", "execution": {"backend": "trl", "kernels": "compile"}},
+            "unsupported_operation",
+            "execution.kernels='compile' does not go with execution.backend='trl'",
+        ),
         ({"model": "m", "training_file": "t.jsonl"}, "file_not_found", "there is no file"),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_share_is_held_out_by_seed_and_equal_rows_stay_together(prepared: Prep
 def test_held_out_questions_are_kept_for_the_evaluation(prepared: Prepare) -> None:
     out = prepared(rows(12), [chat(f"Q{n}", f"A{n}") for n in range(70)])
     samples = [json.loads(line) for line in (out / "prepared" / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 32
+    assert len(samples) == 70
     assert samples[0] == {"messages": [{"role": "user", "content": "Q0"}], "wanted": "A0"}
     pairs = [{"prompt": f"P{n}", "completion": f"C{n}"} for n in range(20)]
     out = prepared(pairs, pairs[:2])

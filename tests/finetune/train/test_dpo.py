@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,16 @@ from datasets import Dataset
 from torch.nn import functional
 from trl import DPOConfig, DPOTrainer
 
-from finetune.config import Lora
+from finetune.config import Evaluation, Lora
 from finetune.data.arrays import EncodedPair, Pairs
 from finetune.data.tokenizer import load
+from finetune.evaluate import step as evaluate
+from finetune.exit_codes import StepError
 from finetune.model import loading
+from finetune.steps import EvaluateStep, EvaluationResult
 from finetune.train.preference import batch, library_tokenizer
 from tests.finetune.train.conftest import PAIRS, Bench
+from tests.finetune.train.test_ending import Terminal
 from tests.finetune.train.test_interruptions import inject
 from tests.finetune.train.test_techniques import broken_after
 
@@ -130,3 +138,45 @@ def test_preferences_over_a_base_in_four_bits_start_at_their_reference(bench: Ca
     steps = made.lines("four", "step")
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert steps[-1]["rewards_margin"] > 0
+
+
+def test_a_validation_that_is_broken_off_tells_nothing_and_asks_no_questions(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(PAIRS, n_epochs=2, **DPO)
+
+    def stop(_module: Any, _args: Any) -> None:
+        if not torch.is_grad_enabled():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    inject(monkeypatch, lambda model: model.model.norm.register_forward_pre_hook(stop))
+    with pytest.raises(StepError, match="was asked to stop"):
+        made.train("stopped")
+    assert not [line for line in made.lines("stopped", "evaluation") if line["samples"]]
+
+
+def test_a_person_who_watches_sees_answers_to_the_questions_of_pairs_appear(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(PAIRS, n_epochs=1, **DPO)
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    made.train("watched")
+    samples = made.lines("watched", "evaluation")[-1]["samples"]
+    assert samples
+    assert all(f"? {sample['prompt']}\n  ! {sample['answer']}" in shown.getvalue() for sample in samples)
+
+
+@pytest.mark.parametrize("kind", [{"lora": Lora(r=4)}, {"technique": "full", "learning_rate": 0.0003}])
+def test_evaluate_finds_the_rewards_that_the_training_told(bench: Callable[..., Bench], kind: dict[str, Any]) -> None:
+    made = bench(PAIRS, n_epochs=2, beta=0.3, **DPO | kind)
+    made.train("told")
+    product = made.root / "told" / ("model" if "technique" in kind else "adapter")
+    asked = EvaluateStep(evaluation=Evaluation(metrics=["loss"]), seed=1)
+    evaluate.run(asked, {**made.inputs, "adapter": product}, made.root)
+    found = EvaluationResult.model_validate_json((made.root / "evaluation.json").read_bytes()).rewards
+    last = made.lines("told", "evaluation")[-1]
+    assert found is not None
+    for name in ("accuracy", "margin", "chosen", "rejected"):
+        assert found[name] == pytest.approx(last[f"rewards_{name}"], rel=1e-3, abs=1e-5)
+    report = json.loads((made.root / "evaluate.report.json").read_text())["message"]
+    assert f"rewards accuracy {found['accuracy']:.2f}, rewards margin {found['margin']:.2f}" in report
