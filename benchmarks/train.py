@@ -25,6 +25,7 @@ from finetune import environment
 GOALS = {"trl_packed": 1.5, "trl_default": 3.0, "script": 4.5}
 TITLES = {
     "ours": "LlamaFlow",
+    "ours_packed": "LlamaFlow, packed",
     "trl_packed": "TRL SFTTrainer, packed, no gradient checkpointing",
     "trl_default": "TRL SFTTrainer, default",
     "script": "plain script, padded to 512",
@@ -34,7 +35,7 @@ TITLES = {
 
 def contenders() -> list[str]:
     """Who can run here."""
-    names = ["ours", "trl_packed", "trl_default", "script"]
+    names = ["ours", "ours_packed", "trl_packed", "trl_default", "script"]
     return names + (["unsloth"] if importlib.util.find_spec("unsloth") else [])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,18 @@ def ours(inputs: dict[str, Path], folder: Path) -> Told:
     return told(marks, [line["loss"] for line in steps], np.diff(tokens).tolist())
 
 
+def ours_packed(inputs: dict[str, Path], folder: Path) -> Told:
+    """The same with several examples a line."""
+    from finetune.progress import write_atomic
+    from finetune.steps import Resolved
+
+    prepared = folder / "prepared"
+    shutil.copytree(inputs["prepared"], prepared)
+    resolved = Resolved.model_validate_json((prepared / "resolved.json").read_bytes())
+    write_atomic(prepared / "resolved.json", resolved.model_copy(update={"packing": True}).text())
+    return ours({**inputs, "prepared": prepared}, folder)
+
+
 def shared(folder: Path, **more: Any) -> dict[str, Any]:
     """The arguments that all others are given."""
     where, _ = where_and_kind()
@@ -203,6 +216,7 @@ def unsloth(inputs: dict[str, Path], folder: Path) -> Told:
 
 CONTENDERS: dict[str, Callable[[dict[str, Path], Path], Told]] = {
     "ours": ours,
+    "ours_packed": ours_packed,
     "trl_packed": trl_packed,
     "trl_default": trl_default,
     "script": script,
