@@ -49,6 +49,7 @@ class Caller:
         key_id: The key's row.
         scopes: read, write, admin.
         path_allow: S3 prefixes its jobs may read and write; None means the setting's.
+        keep_completions: Seconds for which its chat completions are kept; None: none are.
     """
 
     project_id: str
@@ -56,6 +57,7 @@ class Caller:
     key_id: str
     scopes: frozenset[str]
     path_allow: list[str] | None
+    keep_completions: int | None = None
 
 
 def key_hash(key: str) -> str:
@@ -69,7 +71,7 @@ def new_key() -> str:
 
 
 _FIND = """
-    select k.id, k.project_id, k.scopes, p.name, p.path_allow from api_keys k join projects p on p.id = k.project_id
+    select k.id, k.project_id, k.scopes, p.name, p.path_allow, k.keep_completions from api_keys k join projects p on p.id = k.project_id
     where k.hash = %(hash)s and k.revoked_at is null
 """
 
@@ -87,7 +89,14 @@ async def find(database: Database, key: str) -> Caller:
             "keeps its own in .llamaflow/api_key.",
             code="invalid_api_key",
         )
-    return Caller(project_id=row[1], project_name=row[3], key_id=row[0], scopes=frozenset(row[2]), path_allow=row[4])
+    return Caller(
+        project_id=row[1],
+        project_name=row[3],
+        key_id=row[0],
+        scopes=frozenset(row[2]),
+        path_allow=row[4],
+        keep_completions=row[5],
+    )
 
 
 async def authenticate(

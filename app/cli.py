@@ -12,8 +12,10 @@ import click
 
 from app.adapters.cli import adapters
 from app.bases.cli import models
+from app.feedback.cli import feedback
 from app.importing.cli import import_openai, recreate_jobs
 from app.jobs.cli import jobs
+from app.loops.cli import loops
 from app.projects.cli import keys, projects
 from app.settings import get_settings
 from app.webhooks.cli import webhooks
@@ -28,6 +30,8 @@ def main() -> None:
 main.add_command(jobs)
 main.add_command(adapters)
 main.add_command(models)
+main.add_command(feedback)
+main.add_command(loops)
 main.add_command(webhooks)
 main.add_command(projects)
 main.add_command(keys)

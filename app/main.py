@@ -25,6 +25,7 @@ from app.adapters import routes as models
 from app.db import Database
 from app.events import routes as events
 from app.events.hub import Hub
+from app.feedback import routes as feedback
 from app.files import routes as files
 from app.files import upload_routes
 from app.files.storage import Storage
@@ -37,6 +38,7 @@ from app.jobs import actions, log_routes
 from app.jobs import routes as jobs
 from app.jobs.redact import Redactor
 from app.limits import BodyLimit
+from app.loops import routes as loops
 from app.openapi import describe
 from app.projects import service as projects
 from app.protocol import PatientProtocol
@@ -100,7 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
         completions,
         responses,
     )
-    for room in (*main, webhooks, webhook_deliveries, imports, health, documentation, runs):
+    for room in (*main, feedback, loops, webhooks, webhook_deliveries, imports, health, documentation, runs):
         app.include_router(room.router)
     handlers.register(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, stall_seconds=settings.stall_seconds)

@@ -156,6 +156,10 @@ class Settings(BaseSettings):
     stub_run: bool = Field(False, description="Run the pipeline's stubs: for tests of the orchestration.")
 
     # Retention
+    keep_feedback: float = Field(
+        365 * 86400.0, gt=0, description="Seconds for which feedback is kept, with the conversation it is about."
+    )
+    loop_seconds: float = Field(30.0, gt=0, description="Between two looks of a worker at loops that may be due.")
     housekeeping_seconds: float = Field(600.0, gt=0, description="Between two sweeps of a worker.")
     keep_succeeded: float = Field(
         24 * 3600.0,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
+from app.adapters import kubernetes
 from app.client import Client
 from app.jobs.cli import Commands, console
 from app.settings import get_settings
@@ -103,6 +104,30 @@ def history(name: str, limit: int) -> None:
 def lineage(name: str, version: int) -> None:
     """Where a version comes from, as JSON."""
     console.print_json(data=_call("GET", f"/adapters/{name}/versions/{version}/lineage"))
+
+
+@adapters.command()
+@click.argument("name")
+@click.option("--version", type=int, help="Which one; left out: the promoted one.")
+@click.option("--image", help="The trainer image by digest; left out: the one the version was trained in.")
+@click.option("--namespace", default="default", show_default=True)
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 1000))
+@click.option(
+    "--secret", default="llamaflow-engine", show_default=True, help="The Secret with S3's keys and the engine's token."
+)
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="Of each pod.")
+@click.option("--memory", default="4Gi", show_default=True, help="Of each pod.")
+def manifest(name: str, version: int | None, image: str | None, **place: Any) -> None:
+    """Print a Kubernetes manifest that serves a version: `llamaflow adapters manifest kpi | kubectl apply -f -`."""
+    if version is None:
+        version = _call("GET", f"/adapters/{name}")["promoted_version"]
+    if version is None:
+        raise click.ClickException(f"No version of {name} is promoted: say --version.")
+    found = _call("GET", f"/adapters/{name}/versions/{version}/lineage")
+    try:
+        click.echo(kubernetes.manifest(found, kubernetes.Place(image or found["image"] or "", **place)), nl=False)
+    except ValueError as problem:
+        raise click.ClickException(f"{problem} Say --image.") from None
 
 
 @adapters.command()

@@ -27,6 +27,8 @@ STATEMENTS: tuple[tuple[str, str, str], ...] = (
     ("training lease", "training leases", "delete from train_leases where lease_until < {before_expired}"),
     ("upload in parts", "uploads in parts", "delete from uploads where expires_at < {before_expired}"),
     ("kept response", "kept responses", "delete from responses where expires_at < clock_timestamp()"),
+    ("kept completion", "kept completions", "delete from completions where expires_at < clock_timestamp()"),
+    ("piece of feedback", "pieces of feedback", "delete from feedback where updated_at < {before_feedback}"),
     (
         "piece of a training's progress",
         "pieces of trainings' progress",
@@ -56,6 +58,7 @@ async def forget(house: House) -> list[str]:
         "expired": EXPIRED_KEPT_SECONDS,
         "attempt": house.settings.keep_attempts,
         "ended": house.settings.keep_failed,
+        "feedback": house.settings.keep_feedback,
     }
     before = {f"before_{name}": f"clock_timestamp() - make_interval(secs => :{name})" for name in kept}
     lines = []

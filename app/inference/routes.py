@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from app.auth import Reader
 from app.db import Database
+from app.feedback.completions import Keeper
 from app.inference.engines import Engine
 from app.inference.passing import PassedOn, engine_of, unless_hung_up, whole_or_streamed
 from app.inference.resolve import find_model
@@ -36,7 +37,11 @@ async def create_chat_completion(
     async with database.transaction() as db:  # not the request's: it would be held as long as the answer takes
         served = await find_model(db, caller, body.model, models_file=settings.models_file)
     asked = body.model_dump(exclude_unset=True)
+    answers = served.adapter["id"] if served.adapter else None
+    keeper = Keeper(database, caller, body.model, answers, body.messages)
     if body.stream:
-        return PassedOn(await engine.stream(asked, served))
+        return PassedOn(keeper.tapped(await engine.stream(asked, served)))
     completion = await unless_hung_up(request, engine.complete(asked, served))
+    if completion is not None:
+        await keeper.keep(completion)
     return Response(status_code=499) if completion is None else JSONResponse(completion)

@@ -15,11 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import Database
 from app.embedded.beside import completed
 from app.errors import ApiError
+from app.models import ApiKey
 from app.projects import service
 from app.settings import get_settings
 from app.webhooks.signing import new_webhook_secret
 
 T = TypeVar("T")
+KEEP = click.option(
+    "--keep-completions", type=click.FloatRange(0, 3650), metavar="DAYS", help="Keep its chat completions; 0: none."
+)
 SHARED = "(the setting's: LLAMAFLOW_PATH_ALLOW)"
 
 
@@ -92,11 +96,30 @@ def keys() -> None:
 @click.option(
     "--scope", "scopes", multiple=True, default=("read", "write"), show_default=True, help="read, write, admin."
 )
-def create_key(project: str, name: str, scopes: tuple[str, ...]) -> None:
+@KEEP
+def create_key(project: str, name: str, scopes: tuple[str, ...], keep_completions: float | None) -> None:
     """Make a key and print it: this once, for only its hash is kept."""
-    row, key = _do(lambda db: service.create_key(db, project, name=name, scopes=list(scopes)))
+
+    async def make(db: AsyncSession) -> tuple[ApiKey, str]:
+        made = await service.create_key(db, project, name=name, scopes=list(scopes))
+        await service.keep_completions(db, made[0].id, keep_completions or 0)
+        return made
+
+    row, key = _do(make)
     click.echo(key)
     click.echo(f"{row.id}: {', '.join(row.scopes)} in project {project}. It is not shown again.", err=True)
+
+
+@keys.command("set")
+@click.argument("key_id")
+@KEEP
+def set_key(key_id: str, keep_completions: float | None) -> None:
+    """Change whether the chat completions asked for with a key are kept, so that feedback can be given on them."""
+    if keep_completions is None:
+        raise click.UsageError("Say --keep-completions DAYS; 0 keeps none.")
+    row = _do(lambda db: service.keep_completions(db, key_id, keep_completions))
+    kept = f"kept for {keep_completions:g} days" if row.keep_completions else "not kept, and those that were are deleted"
+    click.echo(f"{row.id}: its completions are {kept}.")
 
 
 @keys.command("list")

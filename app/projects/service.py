@@ -1,18 +1,18 @@
 """Projects and keys in the database: make, list, change, revoke. A key is known by its sha256 alone; it is shown once, when it is made.
 
-May touch projects, api_keys and signing_secrets. Refusals are ApiErrors, as everywhere.
+May touch projects, api_keys, signing_secrets and, to delete them, completions. Refusals are ApiErrors, as everywhere.
 """
 
 from __future__ import annotations
 
 import re
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import SUFFICIENT, key_hash, new_key
 from app.errors import BadRequest, Conflict, NotFound
-from app.models import ApiKey, Project, SigningSecret, new_id
+from app.models import ApiKey, Completion, Project, SigningSecret, new_id
 from finetune.config import S3_URI, nearest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -101,6 +101,22 @@ async def keys(db: AsyncSession, project: str | None) -> list[tuple[ApiKey, str]
     if project is not None:
         query = query.where(ApiKey.project_id == (await find_project(db, project)).id)
     return [(row, name) for row, name in (await db.execute(query)).all()]
+
+
+async def keep_completions(db: AsyncSession, key_id: str, days: float) -> ApiKey:
+    """Keep the chat completions of a key for so many days, from the next one on; with 0 none, and those it kept are deleted.
+
+    Raises:
+        NotFound: `key_not_found`.
+    """
+    row = await db.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(f"There is no key {key_id!r}; `llamaflow keys list` shows their ids.", code="key_not_found")
+    row.keep_completions = round(days * 86400) or None
+    if row.keep_completions is None:
+        await db.execute(delete(Completion).where(Completion.api_key_id == key_id))
+    await db.flush()
+    return row
 
 
 async def revoke(db: AsyncSession, key_id: str) -> ApiKey:

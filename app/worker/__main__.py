@@ -23,6 +23,7 @@ from app.worker import capacity, presence, unfit
 from app.worker.context import Context
 from app.worker.deliveries import Deliveries
 from app.worker.housekeeping import keep_house
+from app.worker.loops import go_round
 from app.worker.outage import insist
 from app.worker.pool import Pool
 from app.worker.run import HALT_SECONDS
@@ -78,6 +79,7 @@ async def _work(context: Context, stop: Stop) -> None:
         asyncio.create_task(deliveries.deliver_for_ever()),
         asyncio.create_task(listen(context.settings, notices)),
         asyncio.create_task(keep_house(context)),
+        asyncio.create_task(go_round(context)),
         asyncio.create_task(unfit.tell_for_ever(context)),
         asyncio.create_task(_install(context.settings, pool)),
     ]

@@ -16,7 +16,18 @@ from app.db import Database
 from app.inference.responses.answer import Answer
 from app.inference.responses.schemas import ResponseCreate
 from app.main import create_app
-from app.models import Adapter, AdapterVersion, Checkpoint, Job, KeptResponse, WebhookDelivery, WebhookEndpoint, new_id
+from app.models import (
+    Adapter,
+    AdapterVersion,
+    Checkpoint,
+    Feedback,
+    Job,
+    KeptResponse,
+    Loop,
+    WebhookDelivery,
+    WebhookEndpoint,
+    new_id,
+)
 from app.settings import Settings
 from tests.app.conftest import ROWS, Service, job_body
 
@@ -77,6 +88,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
         announced = {"filename": "alphas-own", "purpose": "fine-tune", "bytes": 0}
         upload = alpha.post("/v1/uploads", json=announced).json()["id"]
         alpha.post("/v1/imports", json={"id": "ftjob-alphas-own", "kind": "job", "object": {}})
+    said, loop = new_id("fb_"), new_id("loop_")
     model = f"ft:tiny:alpha:alphas-own:{job[-8:]}"
     endpoint, delivery, checkpoint, response = new_id("we_"), new_id("whd_"), new_id("ftckpt_"), new_id("resp_")
     async with db.transaction() as session:
@@ -108,6 +120,14 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
             response=Answer(ResponseCreate(model="tiny", input="x"), stored=True).begun().model_dump(mode="json"),
             expires_at=datetime.now(UTC) + timedelta(days=1),
         ))  # fmt: skip
+        session.add(Feedback(
+            id=said, project_id="proj_alpha", api_key_id="key_alpha", completion_id="chatcmpl-alphas-own", choice=0,
+            model="alphas-own", adapter="alphas-own", version=NUMBER, rating="bad", messages=[], answer="alphas-own",
+        ))  # fmt: skip
+        session.add(Loop(
+            id=loop, project_id="proj_alpha", api_key_id="key_alpha", adapter="alphas-own", min_new_examples=1,
+            gate={"metric": "loss"}, paused_at=datetime.now(UTC),
+        ))  # fmt: skip
         session.add(WebhookDelivery(
             id=delivery, project_id="proj_alpha", job_id=job, seq=1, endpoint_id=endpoint, event_id=new_id("evt_"),
             type="fine_tuning.job.running", url="http://127.0.0.1:5678/", host="127.0.0.1:5678", body=b"{}", status="dead",
@@ -115,7 +135,7 @@ async def owned(service: Service, db: Database) -> AsyncIterator[dict[str, str]]
     yield {
         "job_id": job, "file_id": file, "model": model, "name": "alphas-own", "endpoint_id": endpoint,
         "delivery_id": delivery, "checkpoint": checkpoint, "response_id": response, "upload_id": upload, "version": str(NUMBER),
-        "source_id": "ftjob-alphas-own",
+        "source_id": "ftjob-alphas-own", "feedback_id": said, "loop_id": loop,
     }  # fmt: skip
 
 
@@ -205,6 +225,9 @@ def test_no_list_holds_anything_of_another_project(service: Service, owned: dict
             {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "input": "x", "previous_response_id": "{response_id}"},
         ),
         ("/v1/chat/completions", {"model": "{name}", "messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/feedback", {"completion_id": "chatcmpl-{name}", "rating": "bad"}),
+        ("/v1/feedback/export", {"adapter": "{name}"}),
+        ("/v1/loops", {"adapter": "{name}", "every": 60, "gate": {"metric": "loss"}}),
         ("/v1/chat/completions", {"model": "{checkpoint}", "messages": [{"role": "user", "content": "x"}]}),
         ("/v1/chat/completions", {"model": "{model}:ckpt-step-1", "messages": [{"role": "user", "content": "x"}]}),
     ],

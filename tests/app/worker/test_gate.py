@@ -152,7 +152,7 @@ async def test_the_promoted_version_is_fetched_for_the_run(stored: World) -> Non
     project = await stored.project()
     _, first = await ended(stored, project, found())
     assert first is not None
-    asked: dict[str, Any] = {"suffix": "kpi", "data": {"validation_split": 0.2}}
+    asked: dict[str, Any] = {"status": "queued", "suffix": "kpi", "data": {"validation_split": 0.2}}
     for better_than, needed in (("current", True), ("base", False)):
         job_id = await stored.job(project, evaluation={"gate": {"metric": "loss", "better_than": better_than}}, **asked)
         async with stored.database.transaction() as db:

@@ -1,0 +1,135 @@
+"""Chat completions of keys that keep them: stored when the answer is whole, so that feedback can name them. Deleted when they expire.
+
+A key keeps none unless it was told to (`llamaflow keys set --keep-completions`). What cannot be stored is logged, never an error
+of the request: the answer was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.auth import Caller
+from app.db import Database
+from app.errors import BadRequest
+from app.inference.engines import Stream
+from app.models import Completion
+from app.validation import unstorable
+
+LINE_BYTES = 1 << 20
+"""A longer line of a stream is passed on, and its completion not kept."""
+
+log = structlog.get_logger("feedback")
+
+
+@dataclass
+class Keeper:
+    """Keeps one request's completion, if its key does.
+
+    Args:
+        database: Where to.
+        caller: Whose.
+        model: As it was asked for.
+        served: The `ft:` id that answers; None for a base.
+        messages: What was asked.
+    """
+
+    database: Database
+    caller: Caller
+    model: str
+    served: str | None
+    messages: list[dict[str, Any]]
+    _texts: dict[int, str] = field(default_factory=dict)
+    _id: str | None = None
+
+    async def keep(self, completion: dict[str, Any]) -> None:
+        """A whole completion."""
+        if self.caller.keep_completions:
+            for choice in completion.get("choices", []):
+                self._texts[choice["index"]] = choice["message"].get("content") or ""
+            self._id = completion.get("id")
+            await self._store()
+
+    def tapped(self, stream: Stream) -> Stream:
+        """The same stream; its completion is kept when it has ended as it should."""
+        return Tapped(stream, self) if self.caller.keep_completions else stream
+
+    def take(self, line: bytes) -> bool:
+        """A line of a stream; whether it was the last one."""
+        if not line.startswith(b"data:"):
+            return False
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return True
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            return False
+        self._id = chunk.get("id") or self._id
+        for choice in chunk.get("choices") or []:
+            said = (choice.get("delta") or {}).get("content") or ""
+            self._texts[choice["index"]] = self._texts.get(choice["index"], "") + said
+        return False
+
+    async def finish(self) -> None:
+        """The stream has ended well."""
+        await self._store()
+
+    async def _store(self) -> None:
+        if self._id is None or not self._texts:
+            return
+        answers = [self._texts.get(index, "") for index in range(max(self._texts) + 1)]
+        kept = timedelta(seconds=self.caller.keep_completions or 0)
+        row = {
+            "id": self._id, "project_id": self.caller.project_id, "api_key_id": self.caller.key_id, "model": self.model,
+            "served": self.served, "messages": [plain(turn) for turn in self.messages], "answers": answers,
+            "expires_at": func.clock_timestamp() + kept,
+        }  # fmt: skip
+        try:
+            unstorable([row["messages"], answers])
+            async with self.database.transaction() as db:
+                await db.execute(insert(Completion).values(row).on_conflict_do_nothing())
+        except (SQLAlchemyError, OSError, BadRequest) as problem:
+            log.warning("completion_not_kept", completion=self._id, error=type(problem).__name__)
+
+
+class Tapped:
+    """A stream whose lines are also read by a keeper."""
+
+    def __init__(self, stream: Stream, keeper: Keeper) -> None:
+        self._stream, self._keeper = stream, keeper
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """See Stream."""
+        held, done = b"", False
+        async for chunk in self._stream:
+            held += chunk
+            *lines, held = held.split(b"\n")
+            for line in lines:
+                done = self._keeper.take(line) or done
+            if len(held) > LINE_BYTES:
+                held = b""
+            yield chunk
+        if done:
+            await self._keeper.finish()
+
+    async def close(self) -> None:
+        """See Stream."""
+        await self._stream.close()
+
+
+def plain(turn: dict[str, Any]) -> dict[str, str]:
+    """A turn with its content as one text; `developer` is the newer name of `system`."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    role = str(turn.get("role"))
+    return {"role": "system" if role == "developer" else role, "content": str(content or "")}
