@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from app.adapters import combine_routes, history, imports, lineage, pointer, promotions, removal, schemas, service
+from app.adapters import combine, history, imports, lineage, pointer, promotions, removal, schemas, service
+from app.adapters.combine_schemas import Combine, Combined
 from app.adapters.promotions import ANYTHING
 from app.auth import Reader, Writer
 from app.db import Database, Session
@@ -17,7 +18,6 @@ from app.rates import Rates
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/adapters", tags=["Adapters"])
-router.include_router(combine_routes.router)  # before `/{name}`
 
 Number = Annotated[int, Path(description="Its number.", ge=1, le=2**63 - 1)]
 Force = Annotated[bool, Query(description="Also what is promoted; the name answers with nothing then.")]
@@ -34,6 +34,17 @@ async def import_adapter(body: schemas.AdapterImport, caller: Writer, request: R
     with rates.uploading(caller.key_id):
         adapter, version = await imports.bring(state.database, state.storage, state.settings, caller, body)
     return schemas.version_of(version, adapter.promoted_version)
+
+
+@router.post("/combine", summary="Combine adapters", response_model=Combined)
+async def combine_adapters(body: Combine, caller: Writer, request: Request) -> Combined:
+    """Let a name answer with several adapters over one base: routed by question, mixed by token, or merged into a version.
+
+    `route` keeps what each adapter knows; merges forget. Adapters are used at their promoted versions, also when another one
+    is promoted later; a merge is made once.
+    """
+    state = request.app.state
+    return await combine.combine(state.database, state.storage, state.settings, state.engine, caller, body)
 
 
 @router.get("", summary="List adapters", response_model=schemas.AdapterPage)

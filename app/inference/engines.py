@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import httpx
 
 from app.errors import ApiError, BadRequest, Conflict, Forbidden, NotFound, TooLarge, TooMany, Unavailable
+from app.files.storage import Storage
 from app.settings import Settings
 from finetune.steps import ModelSource
 
@@ -175,11 +176,24 @@ class NoEngine:
 
 
 def from_settings(settings: Settings) -> Engine:
-    """The engine the settings name."""
+    """The engine the settings name: vLLM's servers, else the embedded one."""
+    if settings.vllm_urls:
+        return _vllm(settings)
     if settings.engine_url is None:
         return NoEngine()
     token = settings.engine_token
     return HttpEngine(settings.engine_url, token.get_secret_value() if token else None)
+
+
+def _vllm(settings: Settings) -> Engine:
+    from app.inference.vllm import VllmEngine  # they know this module
+    from app.inference.vllm_adapters import Adapters
+
+    folder = (settings.vllm_adapters_dir or settings.state_dir / "vllm-adapters").resolve()
+    kept = 4 * settings.vllm_max_adapters
+    adapters = Adapters(Storage(settings), folder, settings.vllm_adapters_seen_at or str(folder), most=kept)
+    token = settings.vllm_token.get_secret_value() if settings.vllm_token else None
+    return VllmEngine(settings.vllm_urls, token, adapters, max_adapters=settings.vllm_max_adapters)
 
 
 async def _whole(response: httpx.Response) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class VllmEngine:
         try:
             for attempt in range(2):
                 if name is not None:
-                    await self._load(replica, name, again=attempt > 0)
+                    await self._load(replica, call, name, again=attempt > 0)
                 request = replica.client.build_request(
                     "POST",
                     "/v1/chat/completions",
@@ -180,13 +180,12 @@ class VllmEngine:
             if model.get("parent"):
                 replica.loaded.setdefault(model["id"], 0)
 
-    async def _load(self, replica: Replica, name: str, *, again: bool) -> None:
-        """Have an adapter in a server's memory; the longest unused one of ours makes room."""
+    async def _load(self, replica: Replica, call: Call, name: str, *, again: bool) -> None:
+        """Have a call's adapter in a server's memory; the longest unused one of ours makes room."""
         async with replica.changing:
-            if again:
-                replica.loaded.pop(name, None)
-            if name in replica.loaded:
+            if name in replica.loaded and not again:
                 replica.loaded.move_to_end(name)
+                call.hold()
                 return
             idle = [one for one, uses in replica.loaded.items() if not uses and self._adapters.is_ours(one)]
             for one in idle[: max(0, len(replica.loaded) + 1 - self._max_adapters)]:
@@ -195,6 +194,7 @@ class VllmEngine:
             path = str(PurePosixPath(self._adapters.seen_at) / name)
             await self._ask(replica, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, fine=None)
             replica.loaded.setdefault(name, 0)
+            call.hold()
 
     async def _ask(self, replica: Replica, path: str, content: dict[str, Any], fine: int | None) -> None:
         answer = await replica.client.post(path, json=content, timeout=LOAD_SECONDS)
@@ -220,9 +220,14 @@ class Call:
 
     def __init__(self, replica: Replica, name: str | None) -> None:
         self.replica, self._name, self._open = replica, name, True
+        self._held = False
         replica.busy += 1
-        if name is not None and name in replica.loaded:
-            replica.loaded[name] += 1
+
+    def hold(self) -> None:
+        """Its adapter is loaded, and stays so until it is over."""
+        if self._name is not None and not self._held:
+            self._held = True
+            self.replica.loaded[self._name] += 1
 
     async def close(self) -> None:
         """It is over; a server whose answer is not read to its end stops computing it."""
@@ -230,7 +235,7 @@ class Call:
             return
         self._open = False
         self.replica.busy -= 1
-        if self._name is not None and self.replica.loaded.get(self._name, 0) > 0:
+        if self._name is not None and self._held and self.replica.loaded.get(self._name, 0) > 0:
             self.replica.loaded[self._name] -= 1
         if hasattr(self, "response"):
             await self.response.aclose()
