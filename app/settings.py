@@ -49,6 +49,16 @@ class Settings(BaseSettings):
     )
     engine_url: str | None = Field(None, description="The inference engine, such as http://127.0.0.1:8001.")
     engine_token: SecretStr | None = Field(None, description="Bearer token between API and engine.")
+    vllm_urls: SplitList = Field(
+        [], description="Comma-separated: servers of vLLM that answer chats instead of the engine. See docs/serving.md."
+    )
+    vllm_token: SecretStr | None = Field(None, description="What vLLM's servers want to be shown (--api-key).")
+    vllm_adapters_dir: Path | None = Field(
+        None,
+        description="A folder that vLLM's servers see too: adapters are brought there. Default: <state>/vllm-adapters.",
+    )
+    vllm_adapters_seen_at: str | None = Field(None, description="Where vLLM's servers see that folder, if elsewhere.")
+    vllm_max_adapters: int = Field(16, ge=1, description="Adapters one of them holds (--max-cpu-loras).")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", pattern="^(json|console)$", description="json or console.")
 
@@ -196,7 +206,14 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "worker_profiles", "path_allow", "webhook_allow", "task_env", "proxies", "unshared_profiles", mode="before"
+        "worker_profiles",
+        "path_allow",
+        "webhook_allow",
+        "task_env",
+        "proxies",
+        "unshared_profiles",
+        "vllm_urls",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
