@@ -64,6 +64,10 @@ REFUSALS = {
 }
 
 
+NAMING = ("/completions", "/responses", "/webhook_secret", "/feedback", "/feedback/export", "/loops")
+"""Ends of paths without an id whose bodies name something that may not be there."""
+
+
 def describe(app: FastAPI) -> None:
     """Give `app` its introduction, and a document in which every error has the shape it really has."""
     app.description, app.openapi_tags = DESCRIPTION, TAGS
@@ -98,7 +102,7 @@ def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, An
         found |= {"403", "409"}
     if "requestBody" in operation:
         found |= {"408", "413"}
-    if "{" in path or path.endswith(("/completions", "/responses", "/webhook_secret")):
+    if "{" in path or path.endswith(NAMING):
         found.add("404")
     shape = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": REFUSALS[status], "content": shape} for status in sorted(found)}
