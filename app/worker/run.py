@@ -21,7 +21,6 @@ from app.nextflow.progress import FINE_TUNE, Cursor
 from app.worker import adopt, record, remote, settle, wishes
 from app.worker import folder as folders
 from app.worker.adopt import Cancel, Follow, Launch, Pause
-from app.worker.capacity import HOST_BOUND
 from app.worker.context import Context, Hand
 from app.worker.evidence import PAUSED, judge
 from app.worker.folder import JobFolder
@@ -147,9 +146,12 @@ async def _is_over(context: Context, hand: Hand, run: Run) -> bool:
     if handle is not None and process.is_alive(handle, context.me.here):
         return False
     if handle is not None and not process.is_reachable(handle, context.me.here):
-        if run.profile not in HOST_BOUND and run.host != context.me.host:
+        restarted = run.host == context.me.host and handle.boot_id != context.me.here.boot_id
+        if (
+            not restarted
+        ):  # its lease has long run out, but it need not know, and the disk that tells of it is one that it shares
             await asyncio.to_thread(process.end_elsewhere, Path(run.folder), ELSEWHERE_SECONDS)
-        return True  # the machine was restarted, or its lease has long run out elsewhere
+        return True
     if process.head(Path(run.folder)) is not None:  # its shim was killed: nobody would write down how it ends
         await asyncio.to_thread(process.stop_head, Path(run.folder), STOP_GRACE_SECONDS)
     return not await asyncio.to_thread(process.members, label(hand.job_id))

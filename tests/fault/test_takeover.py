@@ -46,32 +46,48 @@ async def runs(world: World) -> list[tuple[str, bool]]:
     return [(run.host, run.finished_at is not None) for run in await world.rows(Run)]
 
 
-async def test_a_cluster_run_goes_over_to_another_machine_that_shares_the_disk_when_the_lease_is_over(
-    stored: World, workers: Workers, tmp_path: Path
-) -> None:
-    head = tmp_path / "head"
+def endless_at_first(folder: Path) -> Path:
+    """A head that goes on for long in a job's first run, and in the next one fails with a word."""
+    head = folder / "head"
     head.write_text(
         "#!/bin/sh\ncase \"$*\" in *run-1*) exec sleep 300;; esac\necho 'ERROR ~ the second head'; exit 1\n"
     )
     head.chmod(0o755)
-    cluster = {"nextflow": head, "worker_profiles": ["slurm"], "lease_seconds": 3.0, "unshared_profiles": []}
-    first = workers(**cluster, **machine(tmp_path, "one"))
-    job_id = await stored.job(await stored.project(), status="queued", execution={"profile": "slurm"})
+    return head
+
+
+async def goes_over(world: World, workers: Workers, folder: Path, profile: str, **settings: Any) -> None:
+    """The worker of machine one dies, and only then machine two gets one: the first run is ended before the second begins."""
+    shared = {"nextflow": endless_at_first(folder), "worker_profiles": [profile], "lease_seconds": 3.0, **settings}
+    first = workers(**shared, **machine(folder, "one"))
+    job_id = await world.job(await world.project(), status="queued", execution={"profile": profile})
 
     async def launched() -> Any:
-        return [run for run in await stored.rows(Run) if run.pid is not None]
+        return [run for run in await world.rows(Run) if run.pid is not None]
 
     (run,) = await until(launched, 30)
     kill(first.pid)
     await asyncio.to_thread(first.wait)
-    workers(**cluster, **machine(tmp_path, "two"))
-    job = await until(lambda: stored.is_over(job_id), 90)
+    workers(**shared, **machine(folder, "two"))
+    job = await until(lambda: world.is_over(job_id), 90)
     assert "the second head" in job.error["message"]
-    assert await runs(stored) == [("one", True), ("two", True)]
+    assert await runs(world) == [("one", True), ("two", True)]
     ended = process.exit_record(Path(run.folder))
     assert ended is not None
     assert ended.asked
     process.reap(label(job_id), 0)
+
+
+async def test_a_cluster_run_goes_over_to_another_machine_that_shares_the_disk_when_the_lease_is_over(
+    stored: World, workers: Workers, tmp_path: Path
+) -> None:
+    await goes_over(stored, workers, tmp_path, "slurm", unshared_profiles=[])
+
+
+async def test_a_run_that_knew_of_no_other_machine_is_ended_by_the_one_that_goes_on_with_it(
+    stored: World, workers: Workers, tmp_path: Path
+) -> None:
+    await goes_over(stored, workers, tmp_path, "local", host_lost_after=5.0)
 
 
 @pytest.mark.slow
