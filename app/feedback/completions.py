@@ -20,7 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.auth import Caller
 from app.db import Database
 from app.errors import BadRequest
-from app.inference.engines import Stream
+from app.inference.engines import Served, Stream
+from app.inference.schemas import ChatCompletionCreate
 from app.models import Completion
 from app.validation import unstorable
 
@@ -38,17 +39,26 @@ class Keeper:
         database: Where to.
         caller: Whose.
         model: As it was asked for.
-        served: The `ft:` id that answers; None for a base.
         messages: What was asked.
+        served: The `ft:` id that answers; None for a base.
+        members: Of a combination: name → `ft:` id; the answer says who gave it.
     """
 
     database: Database
     caller: Caller
     model: str
-    served: str | None
     messages: list[dict[str, Any]]
+    served: str | None = None
+    members: dict[str, str] = field(default_factory=dict)
     _texts: dict[int, str] = field(default_factory=dict)
     _id: str | None = None
+
+    @classmethod
+    def of(cls, database: Database, caller: Caller, body: ChatCompletionCreate, served: Served) -> Keeper:
+        """For a request and what answers it."""
+        members = {row["name"]: row["adapter"]["id"] for row in (served.combination or {}).get("members", [])}
+        answers = served.adapter["id"] if served.adapter else None
+        return cls(database, caller, body.model, body.messages, answers, members)
 
     async def keep(self, completion: dict[str, Any]) -> None:
         """A whole completion."""
@@ -56,6 +66,7 @@ class Keeper:
             for choice in completion.get("choices", []):
                 self._texts[choice["index"]] = choice["message"].get("content") or ""
             self._id = completion.get("id")
+            self._routed(completion)
             await self._store()
 
     def tapped(self, stream: Stream) -> Stream:
@@ -74,10 +85,16 @@ class Keeper:
         except ValueError:
             return False
         self._id = chunk.get("id") or self._id
+        self._routed(chunk)
         for choice in chunk.get("choices") or []:
             said = (choice.get("delta") or {}).get("content") or ""
             self._texts[choice["index"]] = self._texts.get(choice["index"], "") + said
         return False
+
+    def _routed(self, told: dict[str, Any]) -> None:
+        chosen = (told.get("llamaflow") or {}).get("adapter")
+        if chosen in self.members:
+            self.served = self.members[chosen]
 
     async def finish(self) -> None:
         """The stream has ended well."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from sqlalchemy import select, update
 
+from app.auth import Caller
 from app.db import Database
 from app.feedback import examples
+from app.feedback.completions import Keeper
 from app.housekeeping.house import House
 from app.housekeeping.rows import forget
 from app.models import Completion, Feedback
@@ -178,6 +180,18 @@ async def test_a_key_can_be_told_to_keep_and_to_forget(db: Database, api: Api, a
     async with db.transaction() as session:
         assert await session.get(Completion, completion) is None
         assert (await projects.keep_completions(session, "key_keeping", 0.5)).keep_completions == 43200
+
+
+def test_of_a_combination_the_member_that_was_chosen_answered() -> None:
+    def keeper() -> Keeper:
+        caller = Caller("proj_keeping", "keeping", "key_keeping", frozenset({"read"}), None, 3600)
+        return Keeper(cast("Database", None), caller, "a+b", [], members={"a": "ft:a", "b": "ft:b"})
+
+    routed, plain = keeper(), keeper()
+    assert not routed.take(b'data: {"id": "x", "choices": [], "llamaflow": {"method": "route", "adapter": "b"}}')
+    plain.take(b'data: {"id": "x", "choices": [], "llamaflow": {"method": "route", "adapter": null}}')
+    assert (routed.served, plain.served) == ("ft:b", None)
+    assert routed.take(b"data: [DONE]")
 
 
 def test_the_newest_of_a_question_counts_and_blanks_do_not() -> None:

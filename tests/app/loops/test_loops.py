@@ -197,7 +197,7 @@ async def test_what_cannot_be_a_loop_is_told_at_once(service: Service, db: Datab
             "gate.metric",
             "required",
         ),
-        ({"adapter": "loop-once", "gate": GATE}, 400, "missing_required_parameter", "min_new_examples", "or every"),
+        ({"adapter": "loop-once", "gate": GATE}, 400, "invalid_value", "min_new_examples", "or every"),
         ({"adapter": "loop-once", "every": "1s", "gate": GATE}, 400, "invalid_value", "every", "60"),
         ({"adapter": "loop-onze", "every": 60, "gate": GATE}, 404, "adapter_not_found", None, "loop-once"),
         (
