@@ -213,7 +213,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def sealed(array: Array) -> Seal:
     """What an array is known by: type, shape, and sha256 of its bytes."""
-    return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _compare(target: Path, written: dict[str, Seal]) -> None:
