@@ -21,7 +21,6 @@ from app.auth import Caller
 from app.db import Database
 from app.errors import BadRequest
 from app.inference.engines import Served, Stream
-from app.inference.schemas import ChatCompletionCreate
 from app.models import Completion
 from app.validation import unstorable
 
@@ -42,6 +41,7 @@ class Keeper:
         messages: What was asked.
         served: The `ft:` id that answers; None for a base.
         members: Of a combination: name → `ft:` id; the answer says who gave it.
+        id: What the completion is called; None: as the engine calls it.
     """
 
     database: Database
@@ -50,22 +50,24 @@ class Keeper:
     messages: list[dict[str, Any]]
     served: str | None = None
     members: dict[str, str] = field(default_factory=dict)
+    id: str | None = None
     _texts: dict[int, str] = field(default_factory=dict)
-    _id: str | None = None
 
     @classmethod
-    def of(cls, database: Database, caller: Caller, body: ChatCompletionCreate, served: Served) -> Keeper:
-        """For a request and what answers it."""
+    def of(
+        cls, database: Database, caller: Caller, asked: dict[str, Any], served: Served, *, id: str | None = None
+    ) -> Keeper:
+        """For a chat request and what answers it; id: what the answer is called where the engine's id is not told."""
         members = {row["name"]: row["adapter"]["id"] for row in (served.combination or {}).get("members", [])}
         answers = served.adapter["id"] if served.adapter else None
-        return cls(database, caller, body.model, body.messages, answers, members)
+        return cls(database, caller, asked["model"], asked["messages"], answers, members, id)
 
     async def keep(self, completion: dict[str, Any]) -> None:
         """A whole completion."""
         if self.caller.keep_completions:
             for choice in completion.get("choices", []):
                 self._texts[choice["index"]] = choice["message"].get("content") or ""
-            self._id = completion.get("id")
+            self.id = self.id or completion.get("id")
             self._routed(completion)
             await self._store()
 
@@ -84,7 +86,7 @@ class Keeper:
             chunk = json.loads(data)
         except ValueError:
             return False
-        self._id = chunk.get("id") or self._id
+        self.id = self.id or chunk.get("id")
         self._routed(chunk)
         for choice in chunk.get("choices") or []:
             said = (choice.get("delta") or {}).get("content") or ""
@@ -101,12 +103,12 @@ class Keeper:
         await self._store()
 
     async def _store(self) -> None:
-        if self._id is None or not self._texts:
+        if self.id is None or not self._texts:
             return
         answers = [self._texts.get(index, "") for index in range(max(self._texts) + 1)]
         kept = timedelta(seconds=self.caller.keep_completions or 0)
         row = {
-            "id": self._id, "project_id": self.caller.project_id, "api_key_id": self.caller.key_id, "model": self.model,
+            "id": self.id, "project_id": self.caller.project_id, "api_key_id": self.caller.key_id, "model": self.model,
             "served": self.served, "messages": [plain(turn) for turn in self.messages], "answers": answers,
             "expires_at": func.clock_timestamp() + kept,
         }  # fmt: skip
@@ -115,7 +117,7 @@ class Keeper:
             async with self.database.transaction() as db:
                 await db.execute(insert(Completion).values(row).on_conflict_do_nothing())
         except (SQLAlchemyError, OSError, BadRequest) as problem:
-            log.warning("completion_not_kept", completion=self._id, error=type(problem).__name__)
+            log.warning("completion_not_kept", completion=self.id, error=type(problem).__name__)
 
 
 class Tapped:
@@ -134,9 +136,10 @@ class Tapped:
                 done = self._keeper.take(line) or done
             if len(held) > LINE_BYTES:
                 held = b""
+            if done:
+                await self._keeper.finish()
+                done = False
             yield chunk
-        if done:
-            await self._keeper.finish()
 
     async def close(self) -> None:
         """See Stream."""

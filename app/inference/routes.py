@@ -37,7 +37,7 @@ async def create_chat_completion(
     async with database.transaction() as db:  # not the request's: it would be held as long as the answer takes
         served = await find_model(db, caller, body.model, models_file=settings.models_file)
     asked = body.model_dump(exclude_unset=True)
-    keeper = Keeper.of(database, caller, body, served)
+    keeper = Keeper.of(database, caller, asked, served)
     if body.stream:
         return PassedOn(keeper.tapped(await engine.stream(asked, served)))
     completion = await unless_hung_up(request, engine.complete(asked, served))

@@ -12,6 +12,7 @@ from app.pages import Page
 from app.validation import unstorable
 from finetune.config import Gate, Int, Spec
 
+SOONEST, LATEST = 60, 366 * 86400
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -30,7 +31,7 @@ class LoopCreate(Spec):
     adapter: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         description="Its promoted version must be one that a job trained."
     )
-    every: Annotated[Every, Field(ge=60, le=366 * 86400)] | None = Field(
+    every: Every | None = Field(
         None, description='Seconds, or "12h", "7d": a round as often, if there is a new example.'
     )
     min_new_examples: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
@@ -48,6 +49,10 @@ class LoopCreate(Spec):
     def _when(self) -> LoopCreate:
         if self.every is None and self.min_new_examples is None:
             raise ValueError("min_new_examples is required, or every, or both")
+        if self.every is not None and not SOONEST <= self.every <= LATEST:
+            raise ValueError(
+                f'every must be {SOONEST} seconds to a year, such as 3600, "12h" or "7d", not {self.every}'
+            )
         return self
 
 

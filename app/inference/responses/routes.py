@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from app.auth import Reader, Writer
 from app.db import Database, Session, is_outage
 from app.errors import ApiError, BadRequest
+from app.feedback.completions import Keeper
 from app.inference.engines import Engine
 from app.inference.passing import PassedOn, engine_of, unless_hung_up, whole_or_streamed
 from app.inference.resolve import find_model
@@ -53,6 +54,7 @@ async def create_response(
         served = await find_model(db, caller, body.model, models_file=settings.models_file)
     stored = body.store is not False and settings.keep_responses > 0
     answer, asked = Answer(body, stored=stored), chat_request(body, messages)
+    keeper = Keeper.of(database, caller, asked, served, id=answer.id)
 
     async def keep(response: ModelResponse) -> ModelResponse:
         if not stored:
@@ -69,12 +71,13 @@ async def create_response(
 
     try:
         if body.stream:
-            return PassedOn(ResponseStream(await engine.stream(asked, served), answer, keep))
+            return PassedOn(ResponseStream(keeper.tapped(await engine.stream(asked, served)), answer, keep))
         completion = await unless_hung_up(request, engine.complete(asked, served))
     except ApiError as problem:
         raise _in_own_words(problem) from None
     if completion is None:
         return Response(status_code=499)
+    await keeper.keep(completion)
     choice = completion["choices"][0]
     whole = answer.ended(choice["message"]["content"] or "", choice["finish_reason"], completion.get("usage"))
     return JSONResponse((await keep(whole)).model_dump(mode="json"))

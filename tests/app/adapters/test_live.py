@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,18 +14,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from tests.app.conftest import BUCKET, Service, serving
-from tests.finetune.inference.conftest import QUESTION, train_adapter, write_base
+from tests.finetune.inference.conftest import QUESTION, random_adapter, write_base
 
 pytestmark = [
     pytest.mark.train,
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
 
 TOKEN = "live-engine"
-ANSWERS = {1: "one", 2: "two", 3: "three"}
-"""What each version says."""
+VERSIONS = (1, 2, 3)
 ASKING = 3
 
 
@@ -33,6 +35,7 @@ class Load:
     """Askers that go on until they are told to stop; what they were answered, by version, and what went wrong."""
 
     url: str
+    answers: dict[int, str]
     heard: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -40,17 +43,13 @@ class Load:
 
     def ask(self, *, stream: bool) -> None:
         """Ask again and again."""
-        with httpx.Client(base_url=self.url, headers=KEY, timeout=120, trust_env=False) as http:
+        with httpx.Client(base_url=self.url, headers=KEY, timeout=300, trust_env=False) as http:
             while not self.over.is_set():
-                body = {
-                    "model": "live",
-                    "messages": [{"role": "user", "content": QUESTION}],
-                    "temperature": 0,
-                    "max_tokens": 8,
-                }
-                said = http.post("/v1/chat/completions", json=body | {"stream": stream})
+                said = http.post("/v1/chat/completions", json=ASK | {"stream": stream})
                 text = said.text
-                version = next((number for number, answer in ANSWERS.items() if spoken(text, stream) == answer), None)
+                version = next(
+                    (number for number, answer in self.answers.items() if spoken(text, stream) == answer), None
+                )
                 with self._lock:
                     if said.status_code == 200 and version is not None:
                         self.heard[version] += 1
@@ -65,12 +64,11 @@ class Load:
 
 
 KEY = {"authorization": "Bearer lf-alpha"}
+ASK = {"model": "live", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 6}
 
 
 def spoken(text: str, stream: bool) -> str:
     """The answer in a body."""
-    import json
-
     if not stream:
         try:
             return str(json.loads(text)["choices"][0]["message"]["content"])
@@ -87,8 +85,8 @@ def api(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     base = write_base(folder / "base", seed=0)
     models = folder / "models.toml"
     models.write_text(f'[models."tiny"]\nsource = "path"\nlocation = "{base.folder}"\nrevision = "{base.revision}"\n')
-    for version, answer in ANSWERS.items():
-        train_adapter(folder / str(version), base, answer, steps=60)
+    for version in VERSIONS:
+        random_adapter(folder / str(version), base, seed=version)
         for path in (folder / str(version) / "adapter").iterdir():
             service.s3.upload_file(str(path), BUCKET, f"live/{version}/{path.name}")
     settings = service.settings
@@ -106,7 +104,7 @@ def api(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     url = engine.stdout.readline().split()[-1]
     try:
         with serving(
-            settings.model_copy(update={"engine_url": url, "engine_token": _secret(), "models_file": models})
+            settings.model_copy(update={"engine_url": url, "engine_token": SecretStr(TOKEN), "models_file": models})
         ) as served:
             yield served
     finally:
@@ -115,19 +113,18 @@ def api(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         engine.stdout.close()
 
 
-def _secret() -> object:
-    from pydantic import SecretStr
-
-    return SecretStr(TOKEN)
-
-
 def test_promotion_and_rollback_under_load_fail_no_request(api: str) -> None:
-    with httpx.Client(base_url=api, headers=KEY, timeout=120, trust_env=False) as http:
-        for version in ANSWERS:
+    with httpx.Client(base_url=api, headers=KEY, timeout=300, trust_env=False) as http:
+        answers = {}
+        for version in VERSIONS:
             body = {"name": "live", "uri": f"s3://{BUCKET}/live/{version}/", "base": "tiny", "promote": version == 1}
             made = http.post("/v1/adapters/import", json=body)
             assert made.status_code == 200, made.text
-        load = Load(api)
+            answers[version] = spoken(
+                http.post("/v1/chat/completions", json=ASK | {"model": made.json()["model"]}).text, False
+            )
+        assert len(set(answers.values()) - {""}) == len(VERSIONS)
+        load = Load(api, answers)
         askers = [threading.Thread(target=load.ask, kwargs={"stream": bool(number % 2)}) for number in range(ASKING)]
         for asker in askers:
             asker.start()
@@ -149,5 +146,4 @@ def test_promotion_and_rollback_under_load_fail_no_request(api: str) -> None:
             for asker in askers:
                 asker.join(120)
         assert load.wrong == []
-        last = {"model": "live", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 8}
-        assert spoken(http.post("/v1/chat/completions", json=last).text, stream=False) == "one"
+        assert spoken(http.post("/v1/chat/completions", json=ASK).text, stream=False) == answers[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from app.models import Completion, Feedback
 from app.projects import service as projects
 from tests.app.conftest import BUCKET, MODEL, Service
 from tests.app.feedback.conftest import HELD_OUT, TRAINED, Api, Ask, trained
-from tests.app.inference.peer import Peer, whole
+from tests.app.inference.peer import Peer, streamed, whole
 
 pytestmark = pytest.mark.db
 
@@ -50,6 +51,27 @@ async def test_an_answer_of_an_adapter_is_corrected_and_remembers_which_version_
         assert api.get(f"/v1/feedback/{row['id']}").json() == row
         again = give(api, completion, rating="good")
         assert (again.json()["id"], again.json()["rating"], again.json()["correction"]) == (row["id"], "good", None)
+
+
+async def test_a_response_is_a_completion_too(api: Api, peer: Peer, kpi: str) -> None:
+    for stream in (False, True):
+        message = {"role": "assistant", "content": "A"}
+        end = {"index": 0, "finish_reason": "stop"}
+        chunks = [{"id": "chatcmpl-r", "choices": [{"index": 0, "delta": message}]}, {"choices": [end | {"delta": {}}]}]
+        whole_one = whole(200, {"id": "chatcmpl-r", "choices": [end | {"message": message}]})
+        peer.answer(streamed(chunks) if stream else whole_one)
+        body = {"model": kpi, "input": "What is churn?", "instructions": "Be short.", "stream": stream}
+        said = await asyncio.to_thread(api.post, "/v1/responses", json=body)
+        assert said.status_code == 200, said.text
+        found = re.search(r'"id": ?"(resp_\w+)"', said.text)
+        assert found is not None
+        row = give(api, found[1], rating="bad").json()
+        assert (row["adapter"], row["version"], row["answer"], row["messages"][-1]["content"]) == (
+            kpi,
+            1,
+            "A",
+            "What is churn?",
+        )
 
 
 async def test_parts_and_developers_are_plain_turns_and_a_base_has_no_version(api: Api, ask: Ask) -> None:
