@@ -82,6 +82,7 @@ async def _cancel(context: Context, hand: Hand, situation: Cancel) -> None:
     """Nothing of the job may run when it is called cancelled."""
     if situation.run is not None:
         await asyncio.to_thread(adopt.was_started, situation.run)  # if not, it never will be
+        await _end_elsewhere(context, situation.run)
         await stop(context, hand, situation.run, STOP_GRACE_SECONDS)
     await settle.cancel(context, hand, situation.job, situation.run)
     log.info("cancelled", job=hand.job_id)
@@ -145,16 +146,25 @@ async def _is_over(context: Context, hand: Hand, run: Run) -> bool:
     handle = process.handle(Path(run.folder))
     if handle is not None and process.is_alive(handle, context.me.here):
         return False
-    if handle is not None and not process.is_reachable(handle, context.me.here):
-        restarted = run.host == context.me.host and handle.boot_id != context.me.here.boot_id
-        if (
-            not restarted
-        ):  # its lease has long run out, but it need not know, and the disk that tells of it is one that it shares
-            await asyncio.to_thread(process.end_elsewhere, Path(run.folder), ELSEWHERE_SECONDS)
+    if await _end_elsewhere(context, run):
         return True
     if process.head(Path(run.folder)) is not None:  # its shim was killed: nobody would write down how it ends
         await asyncio.to_thread(process.stop_head, Path(run.folder), STOP_GRACE_SECONDS)
     return not await asyncio.to_thread(process.members, label(hand.job_id))
+
+
+async def _end_elsewhere(context: Context, run: Run) -> bool:
+    """End a run that this worker cannot see; False if it can.
+
+    Its worker's lease has long run out, but it need not know: where both share the disk it is told by that. After a restart of
+    this machine there is nobody to tell.
+    """
+    handle, me = process.handle(Path(run.folder)), context.me
+    if handle is None or process.is_reachable(handle, me.here):
+        return False
+    if run.host != me.host or handle.boot_id == me.here.boot_id:
+        await asyncio.to_thread(process.end_elsewhere, Path(run.folder), ELSEWHERE_SECONDS)
+    return True
 
 
 async def _settle(context: Context, hand: Hand, job: Job, run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.models import Run, Stage
+from app.models import Job, Run, Stage
 from app.nextflow import process
 from app.worker import folder
 from app.worker.launch import label
@@ -56,8 +56,10 @@ def endless_at_first(folder: Path) -> Path:
     return head
 
 
-async def goes_over(world: World, workers: Workers, folder: Path, profile: str, **settings: Any) -> None:
-    """The worker of machine one dies, and only then machine two gets one: the first run is ended before the second begins."""
+async def goes_over(
+    world: World, workers: Workers, folder: Path, profile: str, *, cancel: bool = False, **settings: Any
+) -> Job:
+    """The worker of machine one dies, and only then machine two gets one, which ends the run before it does anything else."""
     shared = {"nextflow": endless_at_first(folder), "worker_profiles": [profile], "lease_seconds": 3.0, **settings}
     first = workers(**shared, **machine(folder, "one"))
     job_id = await world.job(await world.project(), status="queued", execution={"profile": profile})
@@ -68,26 +70,39 @@ async def goes_over(world: World, workers: Workers, folder: Path, profile: str, 
     (run,) = await until(launched, 30)
     kill(first.pid)
     await asyncio.to_thread(first.wait)
+    if cancel:
+        await world.cancel(job_id)
     workers(**shared, **machine(folder, "two"))
-    job = await until(lambda: world.is_over(job_id), 90)
-    assert "the second head" in job.error["message"]
-    assert await runs(world) == [("one", True), ("two", True)]
+    job: Job = await until(lambda: world.is_over(job_id), 90)
     ended = process.exit_record(Path(run.folder))
     assert ended is not None
     assert ended.asked
     process.reap(label(job_id), 0)
+    return job
 
 
 async def test_a_cluster_run_goes_over_to_another_machine_that_shares_the_disk_when_the_lease_is_over(
     stored: World, workers: Workers, tmp_path: Path
 ) -> None:
-    await goes_over(stored, workers, tmp_path, "slurm", unshared_profiles=[])
+    job = await goes_over(stored, workers, tmp_path, "slurm", unshared_profiles=[])
+    assert "the second head" in (job.error or {})["message"]
+    assert await runs(stored) == [("one", True), ("two", True)]
 
 
 async def test_a_run_that_knew_of_no_other_machine_is_ended_by_the_one_that_goes_on_with_it(
     stored: World, workers: Workers, tmp_path: Path
 ) -> None:
-    await goes_over(stored, workers, tmp_path, "local", host_lost_after=5.0)
+    job = await goes_over(stored, workers, tmp_path, "local", host_lost_after=5.0)
+    assert "the second head" in (job.error or {})["message"]
+    assert await runs(stored) == [("one", True), ("two", True)]
+
+
+@pytest.mark.slow
+async def test_a_run_of_another_machine_is_ended_before_its_job_is_called_cancelled(
+    stored: World, workers: Workers, tmp_path: Path
+) -> None:
+    job = await goes_over(stored, workers, tmp_path, "local", cancel=True, host_lost_after=5.0)
+    assert (job.status, await runs(stored)) == ("cancelled", [("one", True)])
 
 
 @pytest.mark.slow
