@@ -86,6 +86,26 @@ def _told(adapter: dict[str, Any]) -> None:
 
 @adapters.command()
 @click.argument("name")
+@click.argument("members", nargs=-1, required=True)
+@click.option("--method", type=click.Choice(["route", "arrow", "cat", "ties"]), default="route", show_default=True)
+@click.option("--threshold", type=float, help="Of route: the score below which the base answers.")
+@click.option("--density", type=float, help="Of ties: the share of each adapter's weights that is kept.")
+def combine(name: str, members: tuple[str, ...], method: str, **more: float | None) -> None:
+    """Let a name answer with several adapters: NAME MEMBER MEMBER …, each perhaps with its weight as in schema=0.7."""
+    parts = [
+        {"name": member} | ({"weight": weight} if weight else {})
+        for member, _, weight in (given.partition("=") for given in members)
+    ]
+    body: dict[str, Any] = {"name": name, "adapters": parts, "method": method}
+    body |= {key: value for key, value in more.items() if value is not None}
+    with closing(Client.from_settings(get_settings())) as client:
+        made = client.call("POST", "/adapters/combine", json=body, timeout=IMPORT_SECONDS)
+    version = f", version {made['version']}" if made["version"] else ""
+    click.echo(f"{name} answers with {' and '.join(part['name'] for part in made['adapters'])} by {method}{version}.")
+
+
+@adapters.command()
+@click.argument("name")
 @click.option("--limit", default=20, show_default=True)
 def history(name: str, limit: int) -> None:
     """Which version a name answered with: who changed it, when and why; newest first."""
