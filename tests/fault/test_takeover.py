@@ -106,6 +106,7 @@ async def test_a_run_of_another_machine_is_ended_before_its_job_is_called_cancel
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_a_run_in_another_pid_namespace_is_left_alone_until_its_machine_was_silent_for_long(
     stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ async def test_a_run_in_another_pid_namespace_is_left_alone_until_its_machine_wa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_a_run_of_another_machine_is_left_alone_until_that_was_silent_for_long(
     stored: World, stub_tasks: Behave, workers: Workers, receiver: Receiver, trainers: Trainers, tmp_path: Path
 ) -> None:
