@@ -175,8 +175,8 @@ class Engine:
         while self._has_work():
             self._drop_cancelled()
             self._admit()
-            if self._reading:
-                self._guarded(self._read, [reading.owner for reading in self._reading])
+            if together := self._next_readings():
+                self._guarded(partial(self._read, together), [reading.owner for reading in together])
             for batch in list(self._batches):
                 self._guarded(partial(self._step, batch), [row.owner for row in batch.rows])
             self._batches = [batch for batch in self._batches if batch.rows]
@@ -238,34 +238,39 @@ class Engine:
         answers = [_answer(answering, index) for index in range(answering.request.n)]
         self._reading.append(Reading(given.ids, mix, answers, answering))
 
-    def _read(self) -> None:
-        """Read the prompt of the first, as far as it goes at once; others with it if they are short."""
-        base = self._loaded()
-        first = self._reading[0]
-        if not base.joinable or first.left > READ_TOKENS or first.done or self._kind(first) is not None:
-            most = READ_TOKENS if base.joinable else first.left
-            scores = read_part(base, first, most, self._in_use())
+    def _next_readings(self) -> list[Reading]:
+        """Prompts that are read next in one go: the first, and others that are as short and of like kind."""
+        if not self._reading:
+            return []
+        first, chosen = self._reading[0], self._reading[:1]
+        if self._is_apart(first):
+            return chosen
+        for reading in self._reading[1:]:
+            longest = max(len(other.ids) for other in [*chosen, reading])
+            if not self._is_apart(reading) and longest * (len(chosen) + 1) <= READ_TOKENS:
+                chosen.append(reading)
+        return chosen
+
+    def _is_apart(self, reading: Reading) -> bool:
+        """Whether a prompt is read alone: long, begun, or of an adapter or base that stands beside nothing."""
+        return bool(
+            reading.done or reading.left > READ_TOKENS or self._kind(reading) is not None or not self._loaded().joinable
+        )
+
+    def _read(self, together: list[Reading]) -> None:
+        """Read prompts, as far as it goes at once; the answers to those that are read join a batch."""
+        base, first = self._loaded(), together[0]
+        if self._is_apart(first):
+            scores = read_part(base, first, READ_TOKENS if base.joinable else first.left, self._in_use())
             if first.left:
                 self._reading.append(self._reading.pop(0))
                 return
-            together, cache = [first], first.cache
+            cache = first.cache
         else:
-            together = self._alike()
             scores, cache = read_together(base, together, self._in_use())
         self._reading = [reading for reading in self._reading if reading not in together]
         if cache is not None:
             self._join(together, scores, cache)
-
-    def _alike(self) -> list[Reading]:
-        """Prompts that are read in one go with the first: of like kind, and with it not too long."""
-        chosen: list[Reading] = []
-        for reading in self._reading:
-            longest = max(len(other.ids) for other in [*chosen, reading])
-            if reading.done or self._kind(reading) is not None:
-                continue
-            if longest * (len(chosen) + 1) <= READ_TOKENS or not chosen:
-                chosen.append(reading)
-        return chosen
 
     def _join(self, readings: list[Reading], scores: torch.Tensor, cache: DynamicCache) -> None:
         """Bring prompts that were read into a batch they fit into, or into a new one."""

@@ -110,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--idle-seconds",
         type=float,
-        default=0.0,
-        help="drop the base after this long without requests (default: never)",
+        default=900.0,
+        help="drop the base after this long without requests; 0: never (default: %(default)s)",
     )
     parser.add_argument(
         "--ping-seconds",

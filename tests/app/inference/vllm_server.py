@@ -19,7 +19,7 @@ class Vllm:
     """
 
     def __init__(self, base: str, token: str = "vllm-token") -> None:
-        self.base, self.token = base, token
+        self.base, self.token, self.gone = base, token, False
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.loaded: dict[str, str] = {}
         self.refuse: tuple[int, dict[str, Any]] | None = None
@@ -42,7 +42,8 @@ class Vllm:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
-        """Be gone."""
+        """Be gone: connections that are open are answered no more."""
+        self.gone = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -52,6 +53,8 @@ class Vllm:
 
     def get(self, call: BaseHTTPRequestHandler) -> None:
         """`/health`, `/v1/models`."""
+        if self._is_gone(call):
+            return None
         if call.path == "/health":
             return send(call, 200, b"")
         own = {"id": "served", "object": "model", "owned_by": "vllm", "root": self.base, "parent": None}
@@ -62,6 +65,8 @@ class Vllm:
 
     def post(self, call: BaseHTTPRequestHandler) -> None:
         """Adapters and chats."""
+        if self._is_gone(call):
+            return None
         body = json.loads(call.rfile.read(int(call.headers["content-length"])))
         self.asked.append((call.path, body))
         if call.headers.get("authorization") != f"Bearer {self.token}":
@@ -84,6 +89,10 @@ class Vllm:
         if body["model"] not in {"served", *self.loaded}:
             return send(call, 404, error(f"The model `{body['model']}` does not exist.", "NotFoundError", 404))
         return self._stream(call, body) if body.get("stream") else send(call, 200, completion(body["model"]))
+
+    def _is_gone(self, call: BaseHTTPRequestHandler) -> bool:
+        call.close_connection = self.gone
+        return self.gone
 
     def _stream(self, call: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         call.send_response(200)

@@ -136,8 +136,8 @@ def write_manifest(prefix: Path, base: Base) -> None:
     (prefix / "manifest.json").write_text(json.dumps(manifest))
 
 
-def train_adapter(prefix: Path, base: Base, answer: str, steps: int = 100) -> None:
-    """A LoRA that answers `QUESTION` with `answer`, learned by heart."""
+def train_adapter(prefix: Path, base: Base, answer: str, steps: int = 100, question: str = QUESTION) -> None:
+    """A LoRA that answers `question` with `answer`, learned by heart."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -147,7 +147,7 @@ def train_adapter(prefix: Path, base: Base, answer: str, steps: int = 100) -> No
 
     torch.manual_seed(0)
     tokenizer = load(base.folder)
-    prompt = tokenizer.prompt([Message("user", QUESTION)])
+    prompt = tokenizer.prompt([Message("user", question)])
     ids = torch.tensor([[*prompt, *tokenizer.ids(answer + "<|im_end|>")]])
     labels = ids.clone()
     labels[:, : len(prompt)] = -100
@@ -162,6 +162,26 @@ def train_adapter(prefix: Path, base: Base, answer: str, steps: int = 100) -> No
     assert loss < 0.1, "the adapter has to know its answer by heart"
     model.save_pretrained(prefix / "adapter")
     write_manifest(prefix, base)
+
+
+def random_adapter(prefix: Path, base: Base, seed: int, vectors: Any = None, **lora: Any) -> Path:
+    """A LoRA of random weights, which changes every answer, with its manifest; vectors: of its training questions."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from finetune.inference import routing
+    from finetune.model.peft_folder import VECTORS
+
+    torch.manual_seed(seed)
+    shape = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **shape)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), config).save_pretrained(prefix / "adapter")
+    (prefix / "adapter" / "README.md").unlink()
+    if vectors is not None:
+        routing.write(prefix / "adapter" / VECTORS, vectors)
+    write_manifest(prefix, base)
+    return prefix
 
 
 def adapter_source(prefix: Path, name: str) -> dict[str, str]:
