@@ -75,11 +75,16 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     written: dict[str, Seal] = {}
-    for label, key in tensors:
-        array = _array(label, weights, key, llama)
-        written[label] = sealed(array)
-        writer.write_tensor_data(array)
-    writer.close()
+    try:
+        for label, key in tensors:
+            array = _array(label, weights, key, llama)
+            written[label] = sealed(array)
+            writer.write_tensor_data(array)
+    except StepError:
+        target.unlink()
+        raise
+    finally:
+        writer.close()
     _compare(target, written)
     return len(tensors)
 

@@ -49,7 +49,7 @@ def test_a_tokenizer_that_cuts_cuts_nothing_here(prepared: Prepare, cutting: Pat
     for number, row in enumerate(ROWS):
         example = examples[number]
         said = tokenizer.backend.decode(example.tokens[example.mask].tolist(), skip_special_tokens=False)
-        assert said == row["messages"][1]["content"].strip() + "<|im_end|>"
+        assert said == row["messages"][1]["content"] + "<|im_end|>"
 
 
 def test_without_being_asked_nothing_is_cut_and_every_row_is_named(prepared: Prepare) -> None:

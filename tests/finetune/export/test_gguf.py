@@ -119,6 +119,7 @@ def test_weights_that_f16_cannot_hold_are_refused(gguf_base: Path, tmp_path: Pat
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
     with pytest.raises(StepError, match=r"up_proj\.weight are larger than F16"):
         writing.write(weights, *llama.require(gguf_base), gguf_base, load(gguf_base), "m", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_a_file_that_holds_something_else_is_found(gguf_base: Path, tmp_path: Path) -> None:
@@ -129,8 +130,12 @@ def test_a_file_that_holds_something_else_is_found(gguf_base: Path, tmp_path: Pa
     content = bytearray(target.read_bytes())
     content[-1] ^= 1
     target.write_bytes(content)
+    written = {
+        label: writing.sealed(writing._array(label, weights, key, found))
+        for label, key in writing._tensors(weights, found)
+    }
     with pytest.raises(StepError, match="read back otherwise") as refused:
-        writing._compare(target, list(writing._tensors(weights, found)), weights, found)
+        writing._compare(target, written)
     assert refused.value.code.name == "merge_mismatch"
 
 

@@ -145,8 +145,8 @@ def test_a_validation_that_is_broken_off_tells_nothing_and_asks_no_questions(
 ) -> None:
     made = bench(PAIRS, n_epochs=2, **DPO)
 
-    def stop(_module: Any, _args: Any) -> None:
-        if not torch.is_grad_enabled():
+    def stop(norm: Any, _args: Any) -> None:
+        if not norm.training:
             os.kill(os.getpid(), signal.SIGTERM)
 
     inject(monkeypatch, lambda model: model.model.norm.register_forward_pre_hook(stop))
