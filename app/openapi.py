@@ -64,7 +64,9 @@ REFUSALS = {
 }
 
 
-NAMING = ("/completions", "/responses", "/webhook_secret", "/feedback", "/feedback/export", "/loops")
+NAMING = (
+    "/completions", "/responses", "/webhook_secret", "/feedback", "/feedback/export", "/loops", "/adapters/combine",
+)  # fmt: skip
 """Ends of paths without an id whose bodies name something that may not be there."""
 
 
