@@ -41,20 +41,10 @@ class Reader:
         url: Such as https://api.openai.com/v1.
         key: `sk-…`.
         organization, project: Sent where they are given.
-        wait: Sleeps so many seconds.
     """
 
-    def __init__(
-        self,
-        url: str,
-        key: str,
-        *,
-        organization: str | None = None,
-        project: str | None = None,
-        wait: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, url: str, key: str, *, organization: str | None = None, project: str | None = None) -> None:
         given = {"openai-organization": organization, "openai-project": project}
-        self._wait = wait
         self._http = httpx.Client(
             base_url=url.rstrip("/"),
             headers={"authorization": f"Bearer {key}"} | {name: value for name, value in given.items() if value},
@@ -163,7 +153,7 @@ class Reader:
                 if not left:
                     raise ReadError(f"{problem} Run it again later: it goes on where it was.", problem.status) from None
                 pause = wait if problem.after is None else problem.after
-            self._wait(min(pause, LONGEST_WAIT))
+            time.sleep(min(pause, LONGEST_WAIT))
             wait = min(wait * 2, LONGEST_WAIT)
         raise AssertionError("unreachable")
 

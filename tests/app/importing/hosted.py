@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 KEY = "sk-hosted-0123456789"
+RETRY_AFTER = "1.5"
 BASE = "gpt-4o-mini-2024-07-18"
 ROWS = b"".join(
     json.dumps({"messages": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": f"A{n}"}]}).encode()
@@ -48,6 +50,8 @@ class Hosted:
     Attributes:
         asked: How often each path was asked, by path.
         busy: Paths answered once with 429 and retry-after.
+        patience: By path, the seconds from such an answer to the next request.
+        refused: Paths that the key may not read.
         cut: Files whose next download breaks off in its middle.
         limit: Rows a page at most, whatever is asked: small, so that lists have pages.
     """
@@ -84,6 +88,8 @@ class Hosted:
         ]
         self.asked: Counter[str] = Counter()
         self.busy: set[str] = set()
+        self.patience: dict[str, float] = {}
+        self.refused: set[str] = set()
         self.cut: set[str] = set()
         self.limit = 3
         self.keys: set[str] = set()
@@ -115,12 +121,17 @@ class Hosted:
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 hosted.asked[parts.path] += 1
+                if parts.path in hosted.patience and hosted.patience[parts.path] < 0:
+                    hosted.patience[parts.path] += time.monotonic()
                 hosted.keys.add(self.headers.get("authorization", ""))
                 if self.headers.get("authorization") != f"Bearer {KEY}":
                     self._json(401, {"error": {"message": "Incorrect API key provided.", "code": "invalid_api_key"}})
                 elif parts.path in hosted.busy:
                     hosted.busy.discard(parts.path)
-                    self._json(429, {"error": {"message": "Rate limit reached."}}, **{"retry-after": "7"})
+                    hosted.patience[parts.path] = -time.monotonic()
+                    self._json(429, {"error": {"message": "Rate limit reached."}}, **{"retry-after": RETRY_AFTER})
+                elif parts.path in hosted.refused:
+                    self._json(403, {"error": {"message": "You have insufficient permissions for this operation."}})
                 elif parts.path.endswith("/content"):
                     self._content(parts.path.split("/")[-2])
                 else:
