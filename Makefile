@@ -6,10 +6,10 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; d
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test test-slow test-conformance chaos lint docs lock lock-jars clean
+.PHONY: help setup up demo test test-slow test-conformance test-n8n chaos lint docs lock lock-jars clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install everything into this folder (quick when nothing changed)
 	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or newer was found. Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
@@ -29,6 +29,9 @@ test-slow: setup ## the tests that take minutes each
 
 test-conformance: setup ## the Node client, LangChain and the openai command line, which it installs first
 	@exec $(BIN)/python scripts/clients.py
+
+test-n8n: setup ## the shipped workflows on a real n8n, which it installs first (1.7 GB); SLOW=--slow for the real model
+	@exec $(BIN)/python -m scripts.n8n $(SLOW)
 
 chaos: setup ## random faults for MINUTES=60, from SEED=… if one is to be tried again
 	@CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(or $(MINUTES),60) exec $(BIN)/python scripts/run_tests.py --slow fault -k test_chaos -s

