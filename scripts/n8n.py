@@ -6,6 +6,7 @@ To move to another n8n: its version in tests/n8n/packages/package.json, then `py
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -46,6 +47,10 @@ def lock() -> None:
     words = ["install", "--package-lock-only", "--omit-lockfile-registry-resolved", "--ignore-scripts", "--no-audit"]
     path = f"{node()}{os.pathsep}{os.environ['PATH']}"
     subprocess.run([node() / "node", npm, *words], cwd=PINNED, env=os.environ | {"PATH": path}, check=True)
+    written = json.loads((PINNED / "package-lock.json").read_text(encoding="utf-8"))
+    for package in written["packages"].values():
+        package.pop("funding", None)
+    (PINNED / "package-lock.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
