@@ -97,7 +97,7 @@ def _deployment(name: str, labels: dict[str, str], told: dict[str, str], place: 
     shared = {
         "image": place.image,
         "envFrom": [{"secretRef": {"name": place.secret}}],
-        "env": [{"name": "LLAMAFLOW_CACHE_DIR", "value": CACHE}],
+        "env": [{"name": "LLAMAFLOW_CACHE_DIR", "value": CACHE}, {"name": "HOME", "value": "/tmp"}],  # noqa: S108
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
