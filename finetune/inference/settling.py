@@ -17,7 +17,7 @@ from finetune.inference.request import ChatRequest, Combination
 from finetune.inference.routing import Router
 
 THRESHOLD = 0.3
-"""Score below which the base answers, where the combination does not say (docs/serving.md has the measurement)."""
+"""Score below which the base answers, where the combination does not say; not calibrated."""
 ROUTERS = 16
 """Combinations whose vectors are kept in memory."""
 
