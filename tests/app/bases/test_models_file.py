@@ -92,7 +92,9 @@ def test_a_check_says_what_is_wrong_and_what_is_unwise(typed: Typed, tmp_path: P
 
 
 @pytest.mark.db
-def test_an_alias_is_shown_trained_under_and_limited(typed: Typed, service: Service, tmp_path: Path) -> None:
+def test_an_alias_is_shown_trained_under_and_limited(
+    typed: Typed, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert typed("add", ALIAS, "--alias", MODEL, "--max-epochs", "3", "--max-length", "512").exit_code == 0
     changed = service.settings.model_copy(update={"models_file": tmp_path / "models.toml"})
     with serving(changed) as url, OpenAI(base_url=f"{url}/v1", api_key="lf-alpha", max_retries=0) as client:
@@ -107,3 +109,8 @@ def test_an_alias_is_shown_trained_under_and_limited(typed: Typed, service: Serv
                 model=ALIAS, training_file=DATASET, extra_body={"hyperparameters": {"n_epochs": 4}}
             )
         assert (refused.value.code, refused.value.param) == ("limit_exceeded", "hyperparameters.n_epochs")
+        monkeypatch.setenv("LLAMAFLOW_URL", url)
+        monkeypatch.setenv("LLAMAFLOW_API_KEY", "lf-alpha")
+        get_settings.cache_clear()
+        rows = [line.split() for line in typed("list").stdout.splitlines()]
+        assert [ALIAS, MODEL, "apache-2.0", "max_length=512", "max_epochs=3"] in rows
