@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -50,8 +51,9 @@ async def adapters(db: Database) -> None:
 
 
 @pytest.fixture
-def http(api: str) -> httpx.Client:
-    return httpx.Client(base_url=api, headers=HEADERS, timeout=30, trust_env=False)
+def http(api: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=api, headers=HEADERS, timeout=30, trust_env=False) as client:
+        yield client
 
 
 def told(http: httpx.Client, peer: Peer, model: str) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def test_a_merge_that_the_engine_refuses_leaves_nothing(http: httpx.Client, peer
 @pytest.mark.parametrize(
     ("body", "status", "code", "said"),
     [
-        ({"adapters": [{"name": "schema"}]}, 400, None, "at least 2"),
+        ({"adapters": [{"name": "schema"}]}, 400, None, "2 to 8 entries"),
         ({"adapters": [{"name": "schema"}, {"name": "schema"}]}, 400, None, "named once"),
         ({"name": "kpi"}, 400, None, "none of its own adapters"),
         ({"adapters": [{"name": "schema", "weight": 2}, {"name": "kpi"}]}, 400, None, "cat and ties only"),

@@ -157,7 +157,10 @@ def test_unload_frees_the_memory_and_the_next_request_loads_again(live: Any) -> 
 
     before = live.text()
     answer = httpx.post(
-        f"{live.url}/unload", headers={"authorization": f"Bearer {live.client.api_key}"}, trust_env=False
+        f"{live.url}/unload",
+        headers={"authorization": f"Bearer {live.client.api_key}"},
+        trust_env=False,
+        timeout=60,
     )
     assert answer.json() == {"status": "unloaded"}
     assert live.health()["loaded_base"] is None
