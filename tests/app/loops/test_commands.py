@@ -31,7 +31,8 @@ def said(api: Api, command: click.Group, *words: str, status: int = 0) -> str:
         found: Any = CliRunner().invoke(command, words, catch_exceptions=False)
         get_settings.cache_clear()
     assert found.exit_code == status, found.output
-    return str(found.output)
+    lines = str(found.output).splitlines(keepends=True)
+    return "".join(line for line in lines if "[info " not in line)  # the service logs in this process
 
 
 async def test_answers_are_rated_and_a_loop_is_made_by_commands(
