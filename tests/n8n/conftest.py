@@ -42,6 +42,8 @@ __all__ = ["database_url", "s3_server", "settings", "stored", "stub_tasks", "wor
 
 KEY = "lf-n8n"
 ERRORS = "llamaFlowError04"
+ENOUGH = 10
+"""Corrections with which workflow 6 trains."""
 ENDED = ("success", "error", "crashed", "canceled")
 
 
@@ -59,6 +61,15 @@ class Site:
     neighbours: Neighbours
     imported: str
 
+    async def call(self, path: str, **body: Any) -> httpx.Response:
+        """POST to a workflow's production webhook; its answer."""
+        return await self.post(f"/webhook/{path}", json=body)
+
+    async def post(self, path: str, **content: Any) -> httpx.Response:
+        """POST to n8n."""
+        async with httpx.AsyncClient(base_url=self.n8n.url, timeout=600, trust_env=False) as http:
+            return await http.post(path, **content)
+
 
 @dataclass
 class Place:
@@ -73,13 +84,8 @@ class Place:
         return self.site.n8n
 
     async def call(self, path: str, **body: Any) -> httpx.Response:
-        """POST to a workflow's production webhook; its answer."""
-        return await self.post(f"/webhook/{path}", json=body)
-
-    async def post(self, path: str, **content: Any) -> httpx.Response:
-        """POST to n8n."""
-        async with httpx.AsyncClient(base_url=self.n8n.url, timeout=600, trust_env=False) as http:
-            return await http.post(path, **content)
+        """As `Site.call`."""
+        return await self.site.call(path, **body)
 
     async def ask(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Ask the service, as n8n's nodes do with an OpenAi credential."""
@@ -127,6 +133,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, database_url: str, s3_server:
     values = {
         "service": service, "try_again_seconds": 1, "poll_seconds": 1, "alert_url": f"{neighbours.url}/hook",
         "api": f"{neighbours.url}/answers.json", "bucket": BUCKET, "file": str(neighbours.table),
+        "enough": ENOUGH, "held_out": f"s3://{BUCKET}/train.jsonl",
     }  # fmt: skip
     ready = folder / "filled"
     ready.mkdir()

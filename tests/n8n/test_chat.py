@@ -33,7 +33,7 @@ async def test_the_agent_answers_and_remembers(place: Place, engine: EchoEngine)
     said = []
     for text in ("one two three", "four five"):
         body = {"action": "sendMessage", "sessionId": "s-1", "chatInput": text}
-        answer = await place.post(f"/webhook/{TRIGGER}/chat", json=body)
+        answer = await place.site.post(f"/webhook/{TRIGGER}/chat", json=body)
         assert answer.status_code == 200, answer.text
         said.append(answer.json()["output"])
         assert (await place.execution(CHAT)).status == "success"

@@ -73,7 +73,7 @@ async def test_forged_callbacks_change_nothing_and_the_true_one_ends_it(
 
 
 async def test_an_uploaded_dataset_is_trained_on(place: Place) -> None:
-    answer = await place.post(
+    answer = await place.site.post(
         "/webhook/llamaflow-submit", files={"file": ("mine.jsonl", CONTENT)}, data={"suffix": "mine", "n_epochs": "3"}
     )
     job = await place.job()
@@ -120,7 +120,7 @@ async def test_a_cancelled_job_is_answered_as_such(place: Place, stub_tasks: Cal
 
 async def test_a_form_with_a_file_starts_a_training(place: Place) -> None:
     form: dict[str, Any] = {"field-0": "", "field-2": "by-form", "field-3": "2"}
-    answer = await place.post("/form/llamaflow-train", data=form, files={"field-1": ("mine.jsonl", CONTENT)})
+    answer = await place.site.post("/form/llamaflow-train", data=form, files={"field-1": ("mine.jsonl", CONTENT)})
     assert answer.status_code == 200, answer.text
     job = await place.job()
     done = await place.execution(FORM)
