@@ -443,9 +443,7 @@ class AdapterVersion(Table):
     manifest_sha256: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     verdict: Mapped[str | None] = mapped_column(comment="of its gate; null without one")
-    gate: Mapped[dict[str, Any] | None] = mapped_column(
-        JSONB(none_as_null=True), comment="steps.GateResult, and why"
-    )
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True), comment="steps.GateResult, and why")
     unservable: Mapped[str | None] = mapped_column(comment="why, once its objects were found missing or changed")
     imported_from: Mapped[str | None] = mapped_column(
         comment="where it was brought from; then its objects are the service's own"

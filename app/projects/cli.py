@@ -118,7 +118,9 @@ def set_key(key_id: str, keep_completions: float | None) -> None:
     if keep_completions is None:
         raise click.UsageError("Say --keep-completions DAYS; 0 keeps none.")
     row = _do(lambda db: service.keep_completions(db, key_id, keep_completions))
-    kept = f"kept for {keep_completions:g} days" if row.keep_completions else "not kept, and those that were are deleted"
+    kept = (
+        f"kept for {keep_completions:g} days" if row.keep_completions else "not kept, and those that were are deleted"
+    )
     click.echo(f"{row.id}: its completions are {kept}.")
 
 
