@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import service as adapters
@@ -12,7 +12,7 @@ from app.auth import Caller
 from app.errors import BadRequest, NotFound
 from app.feedback.schemas import FeedbackCreate, Rate
 from app.models import Completion, Feedback, new_id
-from app.pages import cut, unknown_cursor
+from app.pages import of_project
 
 NOT_KEPT = (
     "There is no completion {id!r}. They are kept only of keys that say so "
@@ -78,18 +78,9 @@ async def listed(
     db: AsyncSession, caller: Caller, *, adapter: str | None, rating: str | None, after: str | None, limit: int
 ) -> tuple[list[Feedback], bool]:
     """A page of a project's feedback, newest first, and whether there is more."""
-    query = select(Feedback).where(Feedback.project_id == caller.project_id)
-    if adapter is not None:
-        query = query.where(Feedback.adapter == adapter)
-    if rating is not None:
-        query = query.where(Feedback.rating == rating)
-    if after is not None:
-        last = await db.get(Feedback, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        query = query.where(tuple_(Feedback.created_at, Feedback.id) < tuple_(last.created_at, last.id))
-    newest = query.order_by(Feedback.created_at.desc(), Feedback.id.desc()).limit(limit + 1)
-    return cut((await db.execute(newest)).scalars().all(), limit)
+    asked = ((Feedback.adapter, adapter), (Feedback.rating, rating))
+    only = [column == value for column, value in asked if value is not None]
+    return await of_project(db, Feedback, caller.project_id, *only, after=after, limit=limit)
 
 
 async def on(db: AsyncSession, project_id: str, adapter: str, *, since: datetime | None = None) -> list[Feedback]:

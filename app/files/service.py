@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
@@ -12,7 +12,7 @@ from app.db import rows
 from app.errors import BadRequest, NotFound
 from app.files import paths
 from app.models import File, Job, new_id
-from app.pages import cut, unknown_cursor
+from app.pages import of_project
 from app.settings import Settings
 
 
@@ -94,18 +94,8 @@ async def listed(
     Args:
         order: `asc` or `desc` by creation.
     """
-    key = tuple_(File.created_at, File.id)
-    query = select(File).where(File.project_id == caller.project_id)
-    if purpose is not None:
-        query = query.where(File.purpose == purpose)
-    if after is not None:
-        last = await db.get(File, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        mark = tuple_(last.created_at, last.id)
-        query = query.where(key > mark if order == "asc" else key < mark)
-    by = (File.created_at.asc(), File.id.asc()) if order == "asc" else (File.created_at.desc(), File.id.desc())
-    return cut((await db.execute(query.order_by(*by).limit(limit + 1))).scalars().all(), limit)
+    only = [] if purpose is None else [File.purpose == purpose]
+    return await of_project(db, File, caller.project_id, *only, after=after, limit=limit, oldest_first=order == "asc")
 
 
 async def delete(db: AsyncSession, caller: Caller, file_id: str) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, func, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,7 +22,7 @@ from app.jobs.accept import Guard
 from app.jobs.checks import Checked, Plain
 from app.jobs.schemas import JobCreate
 from app.models import Checkpoint, Job, Run, Stage, new_id
-from app.pages import cut, unknown_cursor
+from app.pages import cut, of_project, unknown_cursor
 from finetune.steps import ModelSource
 
 KEY_KEPT = timedelta(hours=24)
@@ -156,14 +156,7 @@ async def listed(
     Args:
         metadata: Pairs a job must have; empty for any job, None for jobs without metadata.
     """
-    query = select(Job).where(Job.project_id == caller.project_id, *_with_metadata(metadata))
-    if after is not None:
-        last = await db.get(Job, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(last.created_at, last.id))
-    newest = query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
-    return cut((await db.execute(newest)).scalars().all(), limit)
+    return await of_project(db, Job, caller.project_id, *_with_metadata(metadata), after=after, limit=limit)
 
 
 def _with_metadata(metadata: dict[str, str] | None) -> list[ColumnElement[bool]]:

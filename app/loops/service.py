@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import service as adapters
@@ -11,7 +11,7 @@ from app.errors import BadRequest, Conflict, NotFound
 from app.loops.schemas import Loop as Shown
 from app.loops.schemas import LoopCreate, Round, round_of
 from app.models import AdapterVersion, ApiKey, Job, Loop, LoopRound, Project, new_id
-from app.pages import cut, unknown_cursor
+from app.pages import of_project
 
 SHOWN_ROUNDS = 20
 NO_JOB = "Its promoted version was not trained here, so that its training data is not known: train one version with a job first."
@@ -86,14 +86,7 @@ async def find(db: AsyncSession, caller: Caller, loop_id: str, *, lock: bool = F
 
 async def listed(db: AsyncSession, caller: Caller, *, after: str | None, limit: int) -> tuple[list[Loop], bool]:
     """A page of a project's loops, newest first, and whether there are more."""
-    query = select(Loop).where(Loop.project_id == caller.project_id)
-    if after is not None:
-        last = await db.get(Loop, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        query = query.where(tuple_(Loop.created_at, Loop.id) < tuple_(last.created_at, last.id))
-    newest = query.order_by(Loop.created_at.desc(), Loop.id.desc()).limit(limit + 1)
-    return cut((await db.execute(newest)).scalars().all(), limit)
+    return await of_project(db, Loop, caller.project_id, after=after, limit=limit)
 
 
 async def pause(db: AsyncSession, caller: Caller, loop_id: str) -> Loop:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select, text, tuple_
+from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
 from app.db import CHANNEL_DELIVERIES
 from app.errors import Conflict, NotFound
 from app.models import DeliveryAttempt, WebhookDelivery, WebhookEndpoint
-from app.pages import cut, unknown_cursor
+from app.pages import of_project
 from app.webhooks import breaker
 from app.webhooks.target import host_of
 
@@ -33,14 +33,7 @@ async def listed(
     db: AsyncSession, caller: Caller, *only: ColumnElement[bool], after: str | None, limit: int
 ) -> tuple[list[Entry], bool]:
     """A page of the project's deliveries, newest first, and whether there are more; only: what else must hold."""
-    query = select(WebhookDelivery).where(WebhookDelivery.project_id == caller.project_id, *only)
-    if after is not None:
-        last = await db.get(WebhookDelivery, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        query = query.where(tuple_(WebhookDelivery.created_at, WebhookDelivery.id) < tuple_(last.created_at, last.id))
-    newest = query.order_by(WebhookDelivery.created_at.desc(), WebhookDelivery.id.desc()).limit(limit + 1)
-    rows, more = cut((await db.execute(newest)).scalars().all(), limit)
+    rows, more = await of_project(db, WebhookDelivery, caller.project_id, *only, after=after, limit=limit)
     return await entries(db, rows), more
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func, select, text, tuple_, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Caller
 from app.errors import BadRequest, NotFound
 from app.models import WebhookDelivery, WebhookEndpoint, new_id
-from app.pages import cut, unknown_cursor
+from app.pages import of_project
 from app.webhooks import signing
 from app.webhooks.schemas import EndpointCreate, EndpointUpdate
 from app.webhooks.target import host_of
@@ -87,16 +87,8 @@ async def listed(
     db: AsyncSession, caller: Caller, *, after: str | None, limit: int
 ) -> tuple[list[WebhookEndpoint], bool]:
     """A page of the project's endpoints, newest first, and whether there are more."""
-    query = select(WebhookEndpoint).where(
-        WebhookEndpoint.project_id == caller.project_id, WebhookEndpoint.deleted_at.is_(None)
-    )
-    if after is not None:
-        last = await db.get(WebhookEndpoint, after)
-        if last is None or last.project_id != caller.project_id:
-            raise unknown_cursor(after)
-        query = query.where(tuple_(WebhookEndpoint.created_at, WebhookEndpoint.id) < tuple_(last.created_at, last.id))
-    newest = query.order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id.desc()).limit(limit + 1)
-    return cut((await db.execute(newest)).scalars().all(), limit)
+    there = WebhookEndpoint.deleted_at.is_(None)
+    return await of_project(db, WebhookEndpoint, caller.project_id, there, after=after, limit=limit)
 
 
 async def change(db: AsyncSession, caller: Caller, endpoint_id: str, body: EndpointUpdate) -> WebhookEndpoint:
