@@ -153,10 +153,15 @@ def test_a_registered_object_is_not_deleted_with_its_file(http: httpx.Client, se
 
 def test_files_are_paged_in_both_orders_and_by_purpose(service: Service) -> None:
     with OpenAI(base_url=service.url + "/v1", api_key="lf-beta", max_retries=0) as beta:
+        before = [file.id for file in beta.files.list(limit=2, order="asc")]
         made = [beta.files.create(file=(f"{n}.jsonl", ROWS), purpose="fine-tune").id for n in range(3)]
-        assert [file.id for file in beta.files.list(limit=2, order="asc")] == made
-        assert [file.id for file in beta.files.list(limit=2)] == made[::-1]
-        assert beta.files.list(purpose="fine-tune-results").data == []
+        csv = beta.files.create(file=("m.csv", b"step\n1\n"), purpose="fine-tune-results").id  # type: ignore[arg-type]
+        every = [*before, *made, csv]
+        assert [file.id for file in beta.files.list(limit=2, order="asc")] == every
+        assert [file.id for file in beta.files.list(limit=2)] == every[::-1]
+        results = beta.files.list(purpose="fine-tune-results").data
+        assert results[0].id == csv
+        assert {file.purpose for file in results} == {"fine-tune-results"}
 
 
 def test_a_result_file_is_no_dataset(client: OpenAI) -> None:

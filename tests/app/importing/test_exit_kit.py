@@ -42,10 +42,14 @@ def typed(service: Service, hosted: Hosted, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(autouse=True)
 def nothing_imported(service: Service) -> Iterator[None]:
+    def forgotten() -> None:
+        with service.http() as http:
+            for row in http.get("/v1/imports?limit=100").json()["data"]:
+                http.delete(f"/v1/imports/{row['id']}")
+
+    forgotten()
     yield
-    with service.http() as http:
-        for row in http.get("/v1/imports?limit=100").json()["data"]:
-            http.delete(f"/v1/imports/{row['id']}")
+    forgotten()
 
 
 def told(result: Result) -> list[str]:

@@ -58,7 +58,7 @@ MISTAKES: tuple[tuple[dict[str, Any], int, str, str | None, str], ...] = (
     ({"technique": "full", "output": {"register_as": "a"}}, 400, "unsupported_operation", "output.register_as", "makes a model"),
     ({"technique": "prefix"}, 400, "invalid_value", "technique", '"lora", "qlora" or "full"'),
     ({"evaluation": {"gate": {"metric": "loss"}}}, 400, "unsupported_operation", "evaluation.gate", "give validation_file or data.validation_split"),
-    ({"evaluation": {"gate": {"min": 0.5}}, "data": {"validation_split": 0.2}}, 400, "missing_field", "evaluation.gate.metric", "required"),
+    ({"evaluation": {"gate": {"min": 0.5}}, "data": {"validation_split": 0.2}}, 400, "missing_required_parameter", "evaluation.gate.metric", "required"),
     ({"evaluation": {"gate": {"metric": "accuracy"}}}, 400, "invalid_value", "evaluation.gate.metric", '"exact_match"'),
     ({"evaluation": {"gate": {"metric": "loss", "min": 0.5}}}, 400, "unsupported_operation", "evaluation.gate.min", "better the lower"),
     ({"model": "ft:x:y:z:w"}, 400, "model_not_found", "model", "There is no model 'ft:x:y:z:w' in this project"),
