@@ -99,23 +99,25 @@ def _bring(step: DownloadStep, split: Split, pinned: Pinned, data: Path, name: s
 
 def _from_s3(step: DownloadStep, pinned: Pinned, target: Path, param: str) -> tuple[str, str]:
     """Put one object at `target`, from the cache if it is there. Returns its sha256 and ETag."""
-    client = s3.client(step.s3)
-    etag = pinned.etag or s3.head(client, pinned.uri, param=param).etag
-    cache = environment.cache_dir(step.cache_dir)
-    key = address(client.meta.endpoint_url, pinned.uri, etag)
-    kept = cache / "datasets" / key / "object"
-    with locked(cache, f"dataset {key}"):
-        if not (kept.is_file() and file_sha256(kept) == recall(cache, key).get("sha256")):
-            shutil.rmtree(kept.parent, ignore_errors=True)
-            with making(kept.parent) as folder:
-                sha256, _ = s3.fetch(client, pinned.uri, folder / "object", etag=etag, size=pinned.size, param=param)
-                (folder / "object").chmod(PRIVATE)
-            remember(cache, key, {"sha256": sha256, "uri": pinned.uri, "etag": etag})
-        elif pinned.size is not None and kept.stat().st_size != pinned.size:
-            raise StepError("object_changed", f"{pinned.uri} changed after the job was checked.", param=param)
-        touch(kept.parent)
-        _place(kept, target)
-        return str(recall(cache, key)["sha256"]), etag
+    with s3.opened(step.s3) as client:
+        etag = pinned.etag or s3.head(client, pinned.uri, param=param).etag
+        cache = environment.cache_dir(step.cache_dir)
+        key = address(client.meta.endpoint_url, pinned.uri, etag)
+        kept = cache / "datasets" / key / "object"
+        with locked(cache, f"dataset {key}"):
+            if not (kept.is_file() and file_sha256(kept) == recall(cache, key).get("sha256")):
+                shutil.rmtree(kept.parent, ignore_errors=True)
+                with making(kept.parent) as folder:
+                    sha256, _ = s3.fetch(
+                        client, pinned.uri, folder / "object", etag=etag, size=pinned.size, param=param
+                    )
+                    (folder / "object").chmod(PRIVATE)
+                remember(cache, key, {"sha256": sha256, "uri": pinned.uri, "etag": etag})
+            elif pinned.size is not None and kept.stat().st_size != pinned.size:
+                raise StepError("object_changed", f"{pinned.uri} changed after the job was checked.", param=param)
+            touch(kept.parent)
+            _place(kept, target)
+            return str(recall(cache, key)["sha256"]), etag
 
 
 def _copy_local(pinned: Pinned, target: Path, param: str) -> None:

@@ -214,16 +214,16 @@ def pin(uri: str, access: steps.S3, launch: Path, param: str) -> list[steps.Pinn
         if not path.is_file():
             raise StepError("file_not_found", f"--{param}: there is no file {path}.", param=param)
         return [steps.Pinned(uri=path.resolve().as_uri(), size=path.stat().st_size)]
-    client = s3.client(access)
-    if not uri.endswith("/"):
-        found = [_one(client, uri, param)]
-    else:
-        found = [row for row in s3.listing(client, uri, param=param) if row.uri.lower().endswith(DATASET)]
-    if not found:
-        raise StepError(
-            "file_not_found", f"--{param}: there is no {', '.join(DATASET)} object below {uri}", param=param
-        )
-    return [steps.Pinned(uri=row.uri, etag=row.etag, size=row.size) for row in found]
+    with s3.opened(access) as client:
+        if not uri.endswith("/"):
+            found = [_one(client, uri, param)]
+        else:
+            found = [row for row in s3.listing(client, uri, param=param) if row.uri.lower().endswith(DATASET)]
+        if not found:
+            raise StepError(
+                "file_not_found", f"--{param}: there is no {', '.join(DATASET)} object below {uri}", param=param
+            )
+        return [steps.Pinned(uri=row.uri, etag=row.etag, size=row.size) for row in found]
 
 
 def _one(client: s3.S3Client, uri: str, param: str) -> s3.Object:
@@ -248,14 +248,14 @@ def with_parent(source: steps.ModelSource, access: steps.S3, entries: dict[str, 
     """
     if source.kind != "s3":
         return source
-    client = s3.client(access)
-    names = {row.uri.removeprefix(source.location) for row in s3.listing(client, source.location, param="model")}
-    if "config.json" in names or "manifest.json" not in names:
-        return source
-    with tempfile.TemporaryDirectory(prefix="llamaflow-manifest-") as scratch:
-        s3.fetch(client, f"{source.location}manifest.json", Path(scratch) / "manifest.json", param="model")
-        content = (Path(scratch) / "manifest.json").read_bytes()
-    return parent.source(source.location, content, entries, allow_path=True)
+    with s3.opened(access) as client:
+        names = {row.uri.removeprefix(source.location) for row in s3.listing(client, source.location, param="model")}
+        if "config.json" in names or "manifest.json" not in names:
+            return source
+        with tempfile.TemporaryDirectory(prefix="llamaflow-manifest-") as scratch:
+            s3.fetch(client, f"{source.location}manifest.json", Path(scratch) / "manifest.json", param="model")
+            content = (Path(scratch) / "manifest.json").read_bytes()
+        return parent.source(source.location, content, entries, allow_path=True)
 
 
 def unpinned(uri: str, access: steps.S3, launch: Path, param: str) -> list[steps.Pinned]:

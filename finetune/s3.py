@@ -88,6 +88,16 @@ def client(s3: S3, *, attempts: int = 4) -> S3Client:
         raise StepError("s3_unavailable", f"The S3 settings cannot be used: {problem}.") from None
 
 
+@contextmanager
+def opened(s3: S3, *, attempts: int = 4) -> Iterator[S3Client]:
+    """`client`, for as long as it is used: its connections are closed then."""
+    made = client(s3, attempts=attempts)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 def is_near(endpoint: str) -> bool:
     """Whether an endpoint is this machine or a private address: such a call must not go through a proxy."""
     host = urlsplit(endpoint).hostname or ""

@@ -58,26 +58,29 @@ def run(step: UploadStep, inputs: dict[str, Path], out: Path) -> None:
     """
     prefix = result_prefix(step)
     write_atomic(out / "model_s3.txt", f"model uploaded to {prefix}\n")
-    client, patience = s3.client(step.s3), environment.upload_patience()
-    if step.mirror is not None:
-        prefix_of_state = step.mirror
-        mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
-        step = step.model_copy(update={"state_dir": str(mirror)})
-    kind = kind_of(inputs["adapter"])
-    manifest = build_manifest(step, inputs)
-    write_atomic(out / CARD, card(manifest, whole=kind == "model"))
-    files = collect(step, inputs, out)
-    described = [Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files]
-    write_atomic(out / "manifest.json", manifest.model_copy(update={"files": described}).text())
-    for entry, (name, path) in zip(described, files, strict=True):
-        send(client, path, prefix + name, entry.sha256, patience=patience)
-        print(f"{name}: {size_text(entry.size)}", flush=True)
-    sha256 = file_sha256(out / "manifest.json")
-    send(client, out / "manifest.json", f"{prefix}manifest.json", sha256, patience=patience)
-    size = sum(entry.size for entry in described)
-    message = f"Uploaded the {kind}: {len(files) + 1} files ({size_text(size)}) to {prefix}"
-    data = {"prefix": prefix, "files": len(files) + 1, "bytes": size, "manifest_sha256": sha256}
-    write_report(out, "upload", message, data)
+    patience = environment.upload_patience()
+    with s3.opened(step.s3) as client:
+        if step.mirror is not None:
+            prefix_of_state = step.mirror
+            mirror = patiently(lambda: mirrored.bring(client, prefix_of_state, ADAPTER_FILES, out), patience)
+            step = step.model_copy(update={"state_dir": str(mirror)})
+        kind = kind_of(inputs["adapter"])
+        manifest = build_manifest(step, inputs)
+        write_atomic(out / CARD, card(manifest, whole=kind == "model"))
+        files = collect(step, inputs, out)
+        described = [
+            Manifest.File(path=name, sha256=file_sha256(path), size=path.stat().st_size) for name, path in files
+        ]
+        write_atomic(out / "manifest.json", manifest.model_copy(update={"files": described}).text())
+        for entry, (name, path) in zip(described, files, strict=True):
+            send(client, path, prefix + name, entry.sha256, patience=patience)
+            print(f"{name}: {size_text(entry.size)}", flush=True)
+        sha256 = file_sha256(out / "manifest.json")
+        send(client, out / "manifest.json", f"{prefix}manifest.json", sha256, patience=patience)
+        size = sum(entry.size for entry in described)
+        message = f"Uploaded the {kind}: {len(files) + 1} files ({size_text(size)}) to {prefix}"
+        data = {"prefix": prefix, "files": len(files) + 1, "bytes": size, "manifest_sha256": sha256}
+        write_report(out, "upload", message, data)
 
 
 def result_prefix(step: UploadStep) -> str:

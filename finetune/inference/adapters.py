@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def obtain(source: AdapterSource, base: Base, access: S3, folder: Path, *, allow
         raise StepError(
             "unsupported_operation", "An adapter in a local folder is not taken here: put it on S3.", param="model"
         )
-    client = None if local else s3.client(access)
+    with nullcontext() if local else s3.opened(access) as client:
+        return _found(source, base, folder, client)
+
+
+def _found(source: AdapterSource, base: Base, folder: Path, client: Client) -> AdapterFiles:
     manifest, sha256 = _manifest(source, client)
     if manifest.base.revision != base.revision:
         raise _mismatch(

@@ -68,10 +68,10 @@ def merge_to_s3(asked: Merge, finder: Finder) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llamaflow-merge-") as scratch:
         folder = Path(scratch)
         merge(found, asked.weights, asked.method, asked.density, folder)
-        client = s3.client(access)
         files = sorted(folder.iterdir())
-        for path in files:
-            s3.put(client, path, asked.target + path.name)
+        with s3.opened(access) as client:
+            for path in files:
+                s3.put(client, path, asked.target + path.name)
         told = [Manifest.File(path=path.name, sha256=file_sha256(path), size=path.stat().st_size) for path in files]
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return {"files": [file.model_dump() for file in told], "lora": lora_fields(config)}

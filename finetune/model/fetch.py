@@ -163,30 +163,30 @@ def _from_hub(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, 
 
 
 def _from_s3(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, bool]:
-    client = s3.client(access)
-    try:
-        objects = {
-            row.uri.removeprefix(model.location): row for row in s3.listing(client, model.location, param="model")
-        }
-    except StepError as problem:
-        if problem.code.name == "file_not_found":
-            raise StepError("model_not_found", problem.message, param="model") from problem
-        raise
-    if not objects:
-        raise StepError("model_not_found", f"There is nothing below {model.location}.", param="model")
-    names = cache.wanted(list(objects))
-    key = cache.address(
-        "s3", client.meta.endpoint_url, *(f"{objects[name].uri} {objects[name].etag}" for name in names)
-    )
+    with s3.opened(access) as client:
+        try:
+            objects = {
+                row.uri.removeprefix(model.location): row for row in s3.listing(client, model.location, param="model")
+            }
+        except StepError as problem:
+            if problem.code.name == "file_not_found":
+                raise StepError("model_not_found", problem.message, param="model") from problem
+            raise
+        if not objects:
+            raise StepError("model_not_found", f"There is nothing below {model.location}.", param="model")
+        names = cache.wanted(list(objects))
+        key = cache.address(
+            "s3", client.meta.endpoint_url, *(f"{objects[name].uri} {objects[name].etag}" for name in names)
+        )
 
-    def fill(target: Path) -> None:
-        for name in names:
-            row = objects[name]
-            s3.fetch(client, row.uri, target / name, etag=row.etag, size=row.size, param="model")
-            if name == "config.json":  # before the weights, by the order of names
-                known.require(target / name)
+        def fill(target: Path) -> None:
+            for name in names:
+                row = objects[name]
+                s3.fetch(client, row.uri, target / name, etag=row.etag, size=row.size, param="model")
+                if name == "config.json":  # before the weights, by the order of names
+                    known.require(target / name)
 
-    return _once(folder, key, fill)
+        return _once(folder, key, fill)
 
 
 def _from_path(model: ModelSource, access: S3, folder: Path) -> tuple[Path, str, bool]:
