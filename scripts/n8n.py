@@ -19,6 +19,8 @@ PINNED = clients.ROOT / "tests" / "n8n" / "packages"
 FOLDER = clients.ROOT / ".llamaflow" / "n8n"
 STAMP = FOLDER / "stamp"
 PROGRAM = FOLDER / "npm" / "node_modules" / "n8n" / "bin" / "n8n"
+SQLITE = FOLDER / "npm" / "node_modules" / "sqlite3" / "lib" / "sqlite3.js"
+"""n8n's SQLite is native and would have to be compiled. With Postgres nothing asks it, but the AI Agent node loads it."""
 DEPENDS_ON = (PINNED / "package.json", PINNED / "package-lock.json", clients.PINNED / "node.lock")
 
 
@@ -35,6 +37,7 @@ def install() -> None:
     clients.environment(FOLDER, "node")
     print("installing n8n", flush=True)
     clients.packages(FOLDER, PINNED)
+    SQLITE.write_text("module.exports = {};\n", encoding="utf-8")
     STAMP.write_text(clients.digest(*DEPENDS_ON))
 
 

@@ -52,7 +52,7 @@ async def forge(place: Place, number: int, url: str, body: bytes, headers: dict[
 async def test_forged_callbacks_change_nothing_and_the_true_one_ends_it(
     place: Place, stub_tasks: Callable[..., None]
 ) -> None:
-    stub_tasks(seconds="60")
+    stub_tasks(seconds="30")
     asked = asyncio.create_task(place.call("llamaflow-submit", training_file=TRAIN, n_epochs="2"))
     job = await place.job()
     url = job.callback_url or ""
