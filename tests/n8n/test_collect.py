@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.files.storage import connect
 from app.models import Job
 from tests.app.worker.services import BUCKET
 from tests.n8n.conftest import Place, workflow_id
@@ -73,6 +74,8 @@ async def test_without_any_row_the_answer_says_so(place: Place) -> None:
 
 async def test_a_source_that_fails_is_answered_and_alerted(place: Place) -> None:
     place.site.neighbours.fill()
+    store = connect(place.world.settings)
+    await asyncio.to_thread(store.delete_object, Bucket=BUCKET, Key="sources/answers.csv")
     answer = await place.call("llamaflow-collect")
     assert (answer.status_code, answer.json()["code"]) == (502, "source_failed"), answer.text
     assert (await place.execution(CODE)).status == "error"
