@@ -30,12 +30,13 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def card(manifest: Manifest, *, whole: bool = False) -> str:
+def card(manifest: Manifest, *, whole: bool = False, lora: dict[str, Any] | None = None) -> str:
     """The text of README.md.
 
     Args:
         manifest: Of the result; its files need not be listed yet.
         whole: It is a model of its own, no adapter.
+        lora: The adapter's shape where it is at hand; else what was asked for, which is not that of an adapter gone on from.
     """
     front = "\n".join(
         f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(manifest, whole).items()
@@ -43,7 +44,7 @@ def card(manifest: Manifest, *, whole: bool = False) -> str:
     sections = [
         f"---\n{front}\n---\n",
         f"# {_title(manifest, whole)}\n",
-        _table(("", ""), _facts(manifest)),
+        _table(("", ""), _facts(manifest, lora)),
         "## Data\n",
         _table(("", ""), _data(manifest)),
         "## Metrics\n",
@@ -64,10 +65,10 @@ def before_upload(base: Base, resolved: Resolved, result: Result, lora: dict[str
     """
     timeless = result.model_copy(update={"seconds": 0.0, "cpu_seconds": 0.0, "gpu_seconds": 0.0})
     manifest = Manifest(
-        job="", suffix=None, created_at=0, base=base, dataset=Source(files=[]), config={"lora": lora or {}}, resolved=resolved,
+        job="", suffix=None, created_at=0, base=base, dataset=Source(files=[]), config={}, resolved=resolved,
         result=timeless, evaluation=None, code_version="", image=None, files=[],
     )  # fmt: skip
-    return card(manifest, whole=lora is None)
+    return card(manifest, whole=lora is None, lora=lora)
 
 
 def front_matter(manifest: Manifest, whole: bool = False) -> dict[str, Any]:
@@ -99,16 +100,17 @@ def _title(manifest: Manifest, whole: bool) -> str:
     return f"{manifest.suffix}: {kind}" if manifest.suffix else kind[0].upper() + kind[1:]
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    resolved, result, lora = manifest.resolved, manifest.result, manifest.config.get("lora") or {}
-    lora = {} if result.parent else lora  # the shape is then that of the adapter that was gone on from
+def _facts(manifest: Manifest, lora: dict[str, Any] | None) -> list[tuple[str, str]]:
+    resolved, result = manifest.resolved, manifest.result
+    if lora is None:
+        lora = {} if result.parent else manifest.config.get("lora") or {}
     shape = f"rank {lora.get('r')}, alpha {lora.get('alpha'):g}, dropout {lora.get('dropout', 0):g}" if lora else ""
     kinds = [name for name, key in (("rank-stabilised", "use_rslora"), ("DoRA", "use_dora")) if lora.get(key)]
     rate = f"{resolved.learning_rate:g}, {resolved.lr_scheduler}, warm-up {resolved.warmup_ratio:g}"
     return [
         ("Base", f"`{public_name(manifest.base)}`, {manifest.base.parameters / 1e6:,.1f} million parameters"),
         ("Base revision", f"`{manifest.base.revision}`"),
-        ("Goes on from", f"`{result.parent.id}`, with its shape" if result.parent else ""),
+        ("Goes on from", f"`{result.parent.id}`" if result.parent else ""),
         ("Technique", resolved.technique + (f", DPO with beta {resolved.beta:g}" if resolved.beta else "")),
         ("LoRA", ", ".join([shape, *kinds]) if shape and resolved.technique != "full" else ""),
         ("Not adapted", result.left_out or ""),

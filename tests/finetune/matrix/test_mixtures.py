@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from transformers import DynamicCache
 
 from finetune.config import Lora
 from finetune.inference.adapters import AdapterFiles
@@ -74,14 +75,13 @@ def test_the_engine_serves_several_adapters_of_a_mixture(
     base = base_of("deepseek_v3")
     one, two = adapter(base, tmp_path / "one", 1), adapter(base, tmp_path / "two", 2)
     engine = LoadedBase(base, max_adapters=2, max_bytes=1 << 30)
-    untouched = logits(engine.model)
+    untouched = engine.forward(TOKENS, DynamicCache())
     for folder in (one, two):
-        engine.use(files(folder))
+        engine.load([files(folder)])
         alone = logits(loading.load_adapter(loading.load_base(base, CPU, "float32"), folder))
-        torch.testing.assert_close(logits(engine.model), alone)
+        torch.testing.assert_close(engine.forward(TOKENS, DynamicCache(), [(folder.name,)]), alone)
         assert not torch.allclose(alone, untouched)
-    engine.use(None)
-    assert torch.equal(logits(engine.model), untouched)
+    assert torch.equal(engine.forward(TOKENS, DynamicCache()), untouched)
 
 
 def files(folder: Path) -> AdapterFiles:

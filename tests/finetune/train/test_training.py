@@ -113,6 +113,7 @@ def test_the_adapter_folder_is_complete_and_knows_no_machine(bench: Callable[...
         "adapter_model.safetensors",
         "README.md",
         "chat_template.jinja",
+        "question_vectors.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
     }
