@@ -24,9 +24,11 @@ async def test_the_openai_node_asks_a_model_of_a_job(place: Place) -> None:
 
 
 async def test_a_model_that_is_not_there_is_named(place: Place) -> None:
+    """The sentence is the OpenAI node's own: it keeps nothing of what was answered."""
     answer = await place.call("llamaflow-chat", question="one", model="nobody")
-    assert (answer.status_code, answer.json()["ok"]) == (502, False)
-    assert "nobody" in answer.json()["message"], answer.text
+    said = answer.json()
+    assert (answer.status_code, said["ok"], said["model"]) == (502, False, "nobody"), answer.text
+    assert said["message"] == "The resource you are requesting could not be found"
 
 
 async def test_the_agent_answers_and_remembers(place: Place, engine: EchoEngine) -> None:
