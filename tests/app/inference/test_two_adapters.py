@@ -71,9 +71,7 @@ async def versions(base: Base, service: Service, db: Database, tmp_path_factory:
         await session.flush()
         session.add(ApiKey(id="key_two", project_id="proj_two", hash=key_hash("lf-two"), scopes=["read", "write"]))
         for name, last in (("columns", 2), ("figures", 1)):
-            session.add(
-                Adapter(id=f"two_{name}", project_id="proj_two", name=name, promoted_version=1, last_version=last)
-            )
+            session.add(Adapter(id=f"two_{name}", project_id="proj_two", name=name, last_version=last))
         await session.flush()
         for name, number, question, answer in made:
             prefix = tmp_path_factory.mktemp(f"{name}-{number}")
@@ -120,21 +118,26 @@ def desk(base: Base, versions: None, service: Service, tmp_path_factory: pytest.
     }
     command = [sys.executable, "-m", "finetune", "serve", "--port", "0"]
     with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        engine = process.stdout.readline().split()[-1]
-        with serving(settings.model_copy(update={"engine_url": engine, "engine_token": _secret(TOKEN)})) as url:
-            http = httpx.Client(base_url=url, headers={"authorization": "Bearer lf-two"}, timeout=60, trust_env=False)
-            plain = httpx.Client(trust_env=False)
-            client = OpenAI(
-                base_url=f"{url}/v1",
-                api_key="lf-two",
-                max_retries=0,
-                http_client=plain,
-                _strict_response_validation=True,
-            )
-            yield Desk(base, http, client)
-        process.terminate()
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout is not None
+            engine = process.stdout.readline().split()[-1]
+            settings = settings.model_copy(update={"engine_url": engine, "engine_token": _secret(TOKEN)})
+            with serving(settings) as url, httpx.Client(trust_env=False) as plain:
+                key = {"authorization": "Bearer lf-two"}
+                with httpx.Client(base_url=url, headers=key, timeout=60, trust_env=False) as http:
+                    for name in KNOWN:
+                        assert http.post(f"/v1/adapters/{name}/promote", json={"version": 1}).status_code == 200
+                    client = OpenAI(
+                        base_url=f"{url}/v1",
+                        api_key="lf-two",
+                        max_retries=0,
+                        http_client=plain,
+                        _strict_response_validation=True,
+                    )
+                    yield Desk(base, http, client)
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 def _secret(text: str) -> Any:
