@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
 
-from app.settings import Settings
+from app.settings import Settings, get_settings
 
 RESUME_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
@@ -142,3 +143,13 @@ def _sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
         if "data" in fields:
             yield fields.get("id", ""), fields["data"]
         fields = {}
+
+
+def call(method: str, path: str, **given: Any) -> Any:
+    """One request with the address and key of the settings, as `Client.call` answers it.
+
+    Raises:
+        ServiceError: There is no key, or with the service's own message.
+    """
+    with closing(Client.from_settings(get_settings())) as client:
+        return client.call(method, path, **given)

@@ -11,7 +11,7 @@ import click
 from rich.table import Column, Table
 
 from app.adapters import kubernetes
-from app.client import Client
+from app.client import Client, call
 from app.jobs.cli import Commands, console
 from app.settings import get_settings
 from finetune.model.peft_folder import CONFIG, TEMPLATE, WEIGHTS
@@ -26,18 +26,13 @@ def adapters() -> None:
     """Named adapters: versions, promotion, import, lineage."""
 
 
-def _call(method: str, path: str, **given: Any) -> Any:
-    with closing(Client.from_settings(get_settings())) as client:
-        return client.call(method, path, **given)
-
-
 @adapters.command("list")
 def list_adapters() -> None:
     """The project's adapters."""
     table = Table(
         Column("name", no_wrap=True, overflow="ignore"), "promoted", "versions", "base", "description", box=None
     )
-    for row in _call("GET", "/adapters")["data"]:
+    for row in call("GET", "/adapters")["data"]:
         newest = row["versions"][0] if row["versions"] else {}
         promoted = str(row["promoted_version"] or "")
         table.add_row(row["name"], promoted, str(len(row["versions"])), newest.get("base", ""), row["description"])
@@ -48,7 +43,7 @@ def list_adapters() -> None:
 @click.argument("name")
 def get(name: str) -> None:
     """An adapter with its versions, as JSON."""
-    console.print_json(data=_call("GET", f"/adapters/{name}"))
+    console.print_json(data=call("GET", f"/adapters/{name}"))
 
 
 @adapters.command()
@@ -56,7 +51,7 @@ def get(name: str) -> None:
 @click.argument("text")
 def describe(name: str, text: str) -> None:
     """Give an adapter a description; "" takes it away."""
-    _call("PATCH", f"/adapters/{name}", json={"description": text})
+    call("PATCH", f"/adapters/{name}", json={"description": text})
     click.echo(f"{name} is described.")
 
 
@@ -68,7 +63,7 @@ def describe(name: str, text: str) -> None:
 def promote(name: str, version: int, expected: int | None, reason: str) -> None:
     """Let a name answer with a version."""
     body = {"version": version, "expected": expected, "reason": reason}
-    _told(_call("POST", f"/adapters/{name}/promote", json=body))
+    _told(call("POST", f"/adapters/{name}/promote", json=body))
 
 
 @adapters.command()
@@ -77,7 +72,7 @@ def promote(name: str, version: int, expected: int | None, reason: str) -> None:
 @click.option("--reason", default="", help="Why, for the history.")
 def rollback(name: str, expected: int | None, reason: str) -> None:
     """Let a name answer with the version that was promoted before."""
-    _told(_call("POST", f"/adapters/{name}/rollback", json={"expected": expected, "reason": reason}))
+    _told(call("POST", f"/adapters/{name}/rollback", json={"expected": expected, "reason": reason}))
 
 
 def _told(adapter: dict[str, Any]) -> None:
@@ -98,8 +93,7 @@ def combine(name: str, members: tuple[str, ...], method: str, **more: float | No
     ]
     body: dict[str, Any] = {"name": name, "adapters": parts, "method": method}
     body |= {key: value for key, value in more.items() if value is not None}
-    with closing(Client.from_settings(get_settings())) as client:
-        made = client.call("POST", "/adapters/combine", json=body, timeout=IMPORT_SECONDS)
+    made = call("POST", "/adapters/combine", json=body, timeout=IMPORT_SECONDS)
     version = f", version {made['version']}" if made["version"] else ""
     click.echo(f"{name} answers with {' and '.join(part['name'] for part in made['adapters'])} by {method}{version}.")
 
@@ -110,7 +104,7 @@ def combine(name: str, members: tuple[str, ...], method: str, **more: float | No
 def history(name: str, limit: int) -> None:
     """Which version a name answered with: who changed it, when and why; newest first."""
     table = Table("when", "from", "to", "kind", "who", "why", box=None)
-    for row in _call("GET", f"/adapters/{name}/promotions", params={"limit": limit})["data"]:
+    for row in call("GET", f"/adapters/{name}/promotions", params={"limit": limit})["data"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
         who = row["job_id"] or row["api_key_name"] or row["api_key_id"] or ""
         versions = [str(row[name] or "-") for name in ("from_version", "to_version")]
@@ -123,7 +117,7 @@ def history(name: str, limit: int) -> None:
 @click.argument("version", type=int)
 def lineage(name: str, version: int) -> None:
     """Where a version comes from, as JSON."""
-    console.print_json(data=_call("GET", f"/adapters/{name}/versions/{version}/lineage"))
+    console.print_json(data=call("GET", f"/adapters/{name}/versions/{version}/lineage"))
 
 
 @adapters.command()
@@ -140,10 +134,10 @@ def lineage(name: str, version: int) -> None:
 def manifest(name: str, version: int | None, image: str | None, **place: Any) -> None:
     """Print a Kubernetes manifest that serves a version: `llamaflow adapters manifest kpi | kubectl apply -f -`."""
     if version is None:
-        version = _call("GET", f"/adapters/{name}")["promoted_version"]
+        version = call("GET", f"/adapters/{name}")["promoted_version"]
     if version is None:
         raise click.ClickException(f"No version of {name} is promoted: say --version.")
-    found = _call("GET", f"/adapters/{name}/versions/{version}/lineage")
+    found = call("GET", f"/adapters/{name}/versions/{version}/lineage")
     try:
         click.echo(kubernetes.manifest(found, kubernetes.Place(image or found["image"] or "", **place)), nl=False)
     except ValueError as problem:
@@ -157,7 +151,7 @@ def manifest(name: str, version: int | None, image: str | None, **place: Any) ->
 def delete(name: str, version: int | None, force: bool) -> None:
     """Forget an adapter, or one version. Results of jobs stay on S3."""
     path = f"/adapters/{name}" + (f"/versions/{version}" if version is not None else "")
-    _call("DELETE", path, params={"force": force})
+    call("DELETE", path, params={"force": force})
     click.echo(f"{name} is deleted." if version is None else f"Version {version} of {name} is deleted.")
 
 

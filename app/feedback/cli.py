@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import Any
-
 import click
 from rich.table import Table
 
-from app.client import Client
+from app.client import call
 from app.jobs.cli import Commands, console
-from app.settings import get_settings
 
 
 @click.group(cls=Commands)
 def feedback() -> None:
     """Ratings and corrections of answers, and training data made of them."""
-
-
-def _call(method: str, path: str, **given: Any) -> Any:
-    with closing(Client.from_settings(get_settings())) as client:
-        return client.call(method, path, **given)
 
 
 @feedback.command()
@@ -31,7 +22,7 @@ def _call(method: str, path: str, **given: Any) -> Any:
 def give(completion: str, rating: str | None, correction: str | None, comment: str) -> None:
     """Rate or correct an answer by its completion's id."""
     body = {"completion_id": completion, "rating": rating, "correction": correction, "comment": comment}
-    row = _call("POST", "/feedback", json=body)
+    row = call("POST", "/feedback", json=body)
     click.echo(
         f"{row['id']}: {row['rating']}" + (f", version {row['version']} of {row['adapter']}" if row["adapter"] else "")
     )
@@ -47,7 +38,7 @@ def list_feedback(adapter: str | None, rating: str | None, limit: int) -> None:
         key: value for key, value in (("adapter", adapter), ("rating", rating), ("limit", limit)) if value is not None
     }
     table = Table("id", "model", "version", "rating", "asked", "answered", "corrected", box=None)
-    for row in _call("GET", "/feedback", params=asked)["data"]:
+    for row in call("GET", "/feedback", params=asked)["data"]:
         question = row["messages"][-1]["content"] if row["messages"] else ""
         shown = [question, row["answer"], row["correction"] or ""]
         table.add_row(row["id"], row["model"], str(row["version"] or ""), row["rating"], *(text[:40] for text in shown))
@@ -59,7 +50,7 @@ def list_feedback(adapter: str | None, rating: str | None, limit: int) -> None:
 def rates(adapter: str | None) -> None:
     """How many answers of each version were rated, and how many bad."""
     table = Table("adapter", "version", "ratings", "bad", "rate", "corrections", box=None)
-    for row in _call("GET", "/feedback/rates", params={"adapter": adapter} if adapter else {})["data"]:
+    for row in call("GET", "/feedback/rates", params={"adapter": adapter} if adapter else {})["data"]:
         numbers = (row["version"], row["ratings"], row["bad"], f"{row['bad_rate']:.0%}", row["corrections"])
         table.add_row(row["adapter"], *(str(number) for number in numbers))
     console.print(table)
@@ -71,7 +62,7 @@ def rates(adapter: str | None) -> None:
 @click.option("--include-good", is_flag=True, help="Also answers rated good.")
 def export(adapter: str, uri: str | None, include_good: bool) -> None:
     """Write an adapter's corrections as a dataset."""
-    made = _call("POST", "/feedback/export", json={"adapter": adapter, "uri": uri, "include_good": include_good})
+    made = call("POST", "/feedback/export", json={"adapter": adapter, "uri": uri, "include_good": include_good})
     left = made["already_trained"] + made["held_out"] + made["repeated"]
     click.echo(f"{made['examples']} examples, {left} left out: {made['file_id'] or made['uri']}")
 
@@ -80,5 +71,5 @@ def export(adapter: str, uri: str | None, include_good: bool) -> None:
 @click.argument("feedback_id")
 def delete(feedback_id: str) -> None:
     """Forget what was said, with the conversation."""
-    _call("DELETE", f"/feedback/{feedback_id}")
+    call("DELETE", f"/feedback/{feedback_id}")
     click.echo(f"{feedback_id} is deleted.")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Any
 
 import click
 from rich.table import Table
 
-from app.client import Client
+from app.client import call
 from app.jobs.cli import Commands, console
-from app.settings import get_settings
 
 
 @click.group(cls=Commands)
 def loops() -> None:
     """Train adapters again as feedback comes in."""
-
-
-def _call(method: str, path: str, **given: Any) -> Any:
-    with closing(Client.from_settings(get_settings())) as client:
-        return client.call(method, path, **given)
 
 
 @loops.command()
@@ -38,14 +31,14 @@ def create(
     """Train an adapter again when there are enough corrections."""
     gate = {"metric": metric, "min": least, **gate}
     body = {"adapter": adapter, "every": every, "min_new_examples": min_new_examples, "gate": gate}
-    _told(_call("POST", "/loops", json=body))
+    _told(call("POST", "/loops", json=body))
 
 
 @loops.command("list")
 def list_loops() -> None:
     """The project's loops."""
     table = Table("id", "adapter", "status", "rounds", "last", "waits for", box=None)
-    for row in _call("GET", "/loops")["data"]:
+    for row in call("GET", "/loops")["data"]:
         last = row["rounds"][0] if row["rounds"] else None
         told = f"{last['job_id']} {last['verdict'] or last['job_status']}" if last else ""
         number = str(last["number"]) if last else "0"
@@ -59,28 +52,28 @@ def list_loops() -> None:
 @click.argument("loop_id")
 def get(loop_id: str) -> None:
     """A loop with its rounds, as JSON."""
-    console.print_json(data=_call("GET", f"/loops/{loop_id}"))
+    console.print_json(data=call("GET", f"/loops/{loop_id}"))
 
 
 @loops.command()
 @click.argument("loop_id")
 def pause(loop_id: str) -> None:
     """Begin no more rounds."""
-    _told(_call("POST", f"/loops/{loop_id}/pause"))
+    _told(call("POST", f"/loops/{loop_id}/pause"))
 
 
 @loops.command()
 @click.argument("loop_id")
 def resume(loop_id: str) -> None:
     """Begin rounds again."""
-    _told(_call("POST", f"/loops/{loop_id}/resume"))
+    _told(call("POST", f"/loops/{loop_id}/resume"))
 
 
 @loops.command()
 @click.argument("loop_id")
 def delete(loop_id: str) -> None:
     """Forget a loop; its jobs and versions stay."""
-    _call("DELETE", f"/loops/{loop_id}")
+    call("DELETE", f"/loops/{loop_id}")
     click.echo(f"{loop_id} is deleted.")
 
 

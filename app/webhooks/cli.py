@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import click
 from rich.table import Column, Table
 
-from app.client import Client
+from app.client import call
 from app.jobs.cli import Commands, console
-from app.settings import get_settings
 
 ID = Column("id", no_wrap=True, overflow="ignore")
 
@@ -22,16 +20,11 @@ def webhooks() -> None:
     """Endpoints, secrets and deliveries of callbacks."""
 
 
-def _call(method: str, path: str, **given: Any) -> Any:
-    with closing(Client.from_settings(get_settings())) as client:
-        return client.call(method, path, **given)
-
-
 @webhooks.command("list")
 def list_endpoints() -> None:
     """The project's endpoints."""
     table = Table(replace(ID), "name", "url", "events", "state", box=None)
-    for row in _call("GET", "/webhook_endpoints", params={"limit": 100})["data"]:
+    for row in call("GET", "/webhook_endpoints", params={"limit": 100})["data"]:
         state = row["disabled_reason"] or "told"
         table.add_row(row["id"], row["name"], row["url"], " ".join(row["event_types"]), state)
     console.print(table)
@@ -44,14 +37,14 @@ def list_endpoints() -> None:
 def create(url: str, name: str, events: tuple[str, ...]) -> None:
     """Make an endpoint; its id and its secret are printed, the secret this once."""
     body = {"url": url, "name": name} | ({"event_types": list(events)} if events else {})
-    _secret(_call("POST", "/webhook_endpoints", json=body))
+    _secret(call("POST", "/webhook_endpoints", json=body))
 
 
 @webhooks.command()
 @click.argument("endpoint_id")
 def delete(endpoint_id: str) -> None:
     """Delete an endpoint."""
-    click.echo(f"{_call('DELETE', f'/webhook_endpoints/{endpoint_id}')['id']} is deleted.")
+    click.echo(f"{call('DELETE', f'/webhook_endpoints/{endpoint_id}')['id']} is deleted.")
 
 
 @webhooks.command()
@@ -62,16 +55,16 @@ def rotate(endpoint_id: str | None, keep_old: bool) -> None:
     if endpoint_id is None:
         if not keep_old:
             raise click.UsageError("The callbacks' old secret always stays valid for 24 hours.")
-        click.echo(_call("POST", "/webhook_secret/rotate")["secret"])
+        click.echo(call("POST", "/webhook_secret/rotate")["secret"])
         return
     body = {"keep_old_secret_active_for_24_hours": keep_old}
-    _secret(_call("POST", f"/webhook_endpoints/{endpoint_id}/rotate_secret", json=body))
+    _secret(call("POST", f"/webhook_endpoints/{endpoint_id}/rotate_secret", json=body))
 
 
 @webhooks.command()
 def secret() -> None:
     """The secret that signs the callbacks of jobs; needs a key with the scope admin."""
-    click.echo(_call("GET", "/webhook_secret")["secret"])
+    click.echo(call("GET", "/webhook_secret")["secret"])
 
 
 @webhooks.command()
@@ -79,7 +72,7 @@ def secret() -> None:
 @click.option("--event", default="fine_tuning.job.succeeded", show_default=True)
 def test(endpoint_id: str, event: str) -> None:
     """Send a made-up event to an endpoint now, and tell what it answers."""
-    status = _call("POST", f"/webhook_endpoints/{endpoint_id}/test", json={"event_type": event})["status_code"]
+    status = call("POST", f"/webhook_endpoints/{endpoint_id}/test", json={"event_type": event})["status_code"]
     click.echo(f"{endpoint_id} answered {status}.")
     if not 200 <= status < 300:
         raise click.exceptions.Exit(1)
@@ -96,7 +89,7 @@ def deliveries(job_id: str | None, status: str | None, limit: int) -> None:
         raise click.UsageError("--status is for the project's deliveries, without a job.")
     params = {"limit": limit} | ({"status": status} if status else {})
     table = Table(replace(ID), "created", "type", "url", "status", "tries", "last", box=None)
-    for row in _call("GET", path, params=params)["data"]:
+    for row in call("GET", path, params=params)["data"]:
         created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
         last = row["attempts"][-1] if row["attempts"] else {}
         said = row["waiting"] or last.get("error") or str(last.get("response_status", ""))
@@ -108,7 +101,7 @@ def deliveries(job_id: str | None, status: str | None, limit: int) -> None:
 @click.argument("delivery_id")
 def redeliver(delivery_id: str) -> None:
     """Send a delivery again, from the start of the schedule."""
-    row = _call("POST", f"/webhook_deliveries/{delivery_id}/redeliver")
+    row = call("POST", f"/webhook_deliveries/{delivery_id}/redeliver")
     click.echo(f"{row['id']}: {row['status']}, {row['type']} to {row['url']}")
 
 

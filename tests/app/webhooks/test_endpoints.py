@@ -237,7 +237,7 @@ async def test_what_waits_for_a_breaker_says_so(http: httpx.Client, db: Database
 
 def test_the_command_line_makes_tests_and_lists(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving(200) as target, serving(reaching(service, target)) as url:
-        monkeypatch.setattr("app.webhooks.cli.get_settings", lambda: keyed(service, url))
+        monkeypatch.setattr("app.client.get_settings", lambda: keyed(service, url))
         run = CliRunner().invoke
         said = run(main, ["webhooks", "create", target.url, "--name", "cli"]).stdout
         endpoint, secret = (re.search(rf"^{prefix}_\S+", said, re.MULTILINE)[0] for prefix in ("whe", "whsec"))  # type: ignore[index]
