@@ -22,7 +22,7 @@ class LossyProxy:
         self.lost = 0
         self.passed: list[str] = []
         proxy = self
-        client = httpx.Client(base_url=target, timeout=60, trust_env=False)
+        self._client = client = httpx.Client(base_url=target, timeout=60, trust_env=False)
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -61,3 +61,4 @@ class LossyProxy:
         """Be gone."""
         self._server.shutdown()
         self._server.server_close()
+        self._client.close()

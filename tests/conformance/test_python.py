@@ -47,15 +47,15 @@ async def test_a_life_by_the_python_client(place: Place) -> None:
 
 async def test_a_client_whose_first_answer_is_lost_makes_one_job(place: Place) -> None:
     proxy = LossyProxy(place.url)
-    client = OpenAI(base_url=f"{proxy.url}/v1", api_key=place.key)
     try:
-        file = await asyncio.to_thread(client.files.create, file=("a.jsonl", life.ROWS), purpose="fine-tune")
-        job = await asyncio.to_thread(client.fine_tuning.jobs.create, model=life.MODEL, training_file=file.id)
+        with OpenAI(base_url=f"{proxy.url}/v1", api_key=place.key) as client:
+            file = await asyncio.to_thread(client.files.create, file=("a.jsonl", life.ROWS), purpose="fine-tune")
+            job = await asyncio.to_thread(client.fine_tuning.jobs.create, model=life.MODEL, training_file=file.id)
     finally:
         proxy.close()
     assert proxy.lost == 1
     assert proxy.passed.count("POST /v1/fine_tuning/jobs") == 2
-    direct = OpenAI(base_url=f"{place.url}/v1", api_key=place.key)
-    page = await asyncio.to_thread(direct.fine_tuning.jobs.list)
-    assert [each.id for each in page.data] == [job.id]
-    await asyncio.to_thread(direct.fine_tuning.jobs.cancel, job.id)
+    with OpenAI(base_url=f"{place.url}/v1", api_key=place.key) as direct:
+        page = await asyncio.to_thread(direct.fine_tuning.jobs.list)
+        assert [each.id for each in page.data] == [job.id]
+        await asyncio.to_thread(direct.fine_tuning.jobs.cancel, job.id)
